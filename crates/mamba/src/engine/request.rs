@@ -1,0 +1,240 @@
+//! What can be asked of a model and what it answers. Every request is one [`Task`] with one callback.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::engine::Session;
+use crate::error::Error;
+use crate::generate::SamplerOptions;
+
+/// Text, or the token ids that stand for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Tokenized by the model's tokenizer before it is queued, never on the caller's thread.
+    Text(String),
+    /// Taken as they are; each must be below the model's (padded) vocabulary.
+    Ids(Vec<u32>),
+}
+
+/// A flag that ends a request within one engine step. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks the request to end; it answers with [`Error::Aborted`].
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether [`Cancel::cancel`] was called.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// How text is generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// At most so many new tokens (at least 1).
+    pub max_tokens: usize,
+    /// How each token is chosen.
+    pub sampler: SamplerOptions,
+    /// Generation ends before the first of these strings; none of it is emitted.
+    pub stop: Vec<String>,
+    /// Generation ends at these ids (besides the model's own end-of-text ids); their text is not emitted.
+    pub stop_tokens: Vec<u32>,
+    /// Do not end at the model's end-of-text ids.
+    pub ignore_eos: bool,
+    /// Send an [`Event::Token`] for each token; otherwise only the final [`Output::Generated`].
+    pub stream: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            sampler: SamplerOptions::default(),
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            ignore_eos: false,
+            stream: false,
+        }
+    }
+}
+
+/// How the hidden states of a text become one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens of the hidden state after the final norm.
+    #[default]
+    Mean,
+    /// The hidden state after the last token.
+    Last,
+}
+
+/// How texts are embedded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbedOptions {
+    /// Mean or last.
+    pub pooling: Pooling,
+    /// Scale each vector to length 1 (after truncation to `dimensions`).
+    pub normalize: bool,
+    /// Keep the first so many components; `None` keeps all `d_model`.
+    pub dimensions: Option<usize>,
+}
+
+impl Default for EmbedOptions {
+    fn default() -> Self {
+        Self { pooling: Pooling::Mean, normalize: true, dimensions: None }
+    }
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// Continue a prompt from a zero state.
+    Generate {
+        /// At least one token.
+        prompt: Input,
+        /// How.
+        options: GenerateOptions,
+    },
+    /// Continue a session; it keeps what was generated.
+    Continue {
+        /// At least one token must have been appended before.
+        session: Session,
+        /// How.
+        options: GenerateOptions,
+    },
+    /// Put text into a session's context.
+    Append {
+        /// The session; unchanged if the request fails or is cancelled.
+        session: Session,
+        /// May be empty (then nothing happens).
+        input: Input,
+    },
+    /// Logits of a text.
+    Forward {
+        /// At least one token.
+        input: Input,
+        /// Of every position, or of the last one only.
+        all: bool,
+    },
+    /// Log-probability of each token given those before it.
+    Score {
+        /// At least two tokens.
+        input: Input,
+    },
+    /// One vector per text.
+    Embed {
+        /// Each at least one token; may be an empty list.
+        inputs: Vec<Input>,
+        /// How.
+        options: EmbedOptions,
+    },
+}
+
+/// One generated token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenEvent {
+    /// Text that became certain with this token; empty while a character or a possible stop string is
+    /// incomplete. Concatenated over the events it is the whole text.
+    pub text: String,
+    /// The id; `None` for a last event that only carries held-back text.
+    pub token: Option<u32>,
+    /// Natural logarithm of the token's probability under the model (before penalties and temperature).
+    pub logprob: f32,
+    /// The `logprobs` most probable ids, best first, with their log-probabilities.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// `max_tokens` were generated.
+    Length,
+    /// A stop string or stop token, or the model's end of text.
+    Stop,
+}
+
+impl FinishReason {
+    /// `length` or `stop`, as OpenAI's API names them.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Length => "length",
+            Self::Stop => "stop",
+        }
+    }
+}
+
+/// Tokens and time of one generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// Tokens of the prompt that were computed (for a session: not those of earlier calls).
+    pub prompt_tokens: usize,
+    /// Tokens that were generated.
+    pub completion_tokens: usize,
+    /// Seconds from admission to the first token.
+    pub prefill_seconds: f64,
+    /// Seconds from the first token to the last.
+    pub decode_seconds: f64,
+}
+
+/// The result of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Of [`Task::Generate`] and [`Task::Continue`].
+    Generated {
+        /// The whole text.
+        text: String,
+        /// The ids, a stop token included.
+        tokens: Vec<u32>,
+        /// Per token (the same order), when `logprobs` > 0 or `stream` is off.
+        logprobs: Vec<f32>,
+        /// Why it ended.
+        finish_reason: FinishReason,
+        /// Counts and times.
+        usage: Usage,
+    },
+    /// Of [`Task::Append`].
+    Appended {
+        /// Tokens of this input.
+        tokens: usize,
+    },
+    /// Of [`Task::Forward`].
+    Logits {
+        /// Number of positions (1 for the last only).
+        rows: usize,
+        /// Row-major [rows, vocab].
+        data: Vec<f32>,
+    },
+    /// Of [`Task::Score`].
+    Scores {
+        /// All ids of the input.
+        ids: Vec<u32>,
+        /// Log-probability of `ids[1..]`, each given those before it.
+        logprobs: Vec<f32>,
+    },
+    /// Of [`Task::Embed`].
+    Embeddings {
+        /// Components of each vector.
+        dimensions: usize,
+        /// Row-major [inputs, dimensions], in the order of the inputs.
+        data: Vec<f32>,
+        /// Tokens of all inputs together.
+        tokens: usize,
+    },
+}
+
+/// What a request's callback gets: any number of tokens, then exactly one of `Done` and `Failed`.
+#[derive(Debug)]
+pub enum Event {
+    /// A token of a streamed generation.
+    Token(TokenEvent),
+    /// The result; nothing follows.
+    Done(Output),
+    /// The error; nothing follows.
+    Failed(Error),
+}
