@@ -3,9 +3,14 @@
 //! Data flows one way: text → ids → model → ids or vectors → text; nothing below reaches up.
 #![deny(missing_docs)]
 
+pub mod backend;
+pub mod checkpoint;
+pub mod config;
+pub mod cpu;
 pub mod dtype;
 pub mod error;
 pub mod model;
+pub mod ops;
 
 pub use dtype::DType;
 pub use error::{Error, Result};

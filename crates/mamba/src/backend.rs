@@ -1,0 +1,205 @@
+//! What a device has to be able to do. The model and the engine are written once, over this trait; they
+//! never see a slice, a pointer or a kernel.
+//!
+//! A backend owns its buffers and weights. Operations write into buffers that they are given, from a
+//! workspace that is sized once, so nothing is allocated within a step. `Cpu` runs a call at once; a GPU
+//! backend may enqueue it, so results are only there after [`Backend::read`].
+
+use crate::checkpoint::Tensor;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops::causal_conv1d::CausalConv1d;
+use crate::ops::norm::AddNorm;
+use crate::ops::pool::Pool;
+use crate::ops::selective_scan::SelectiveScan;
+
+/// A matrix inside a buffer: `rows` × `cols`, elements of a row next to each other, rows `stride` apart.
+#[derive(Debug)]
+pub struct View<'a, T> {
+    /// Where it lies.
+    pub buffer: &'a T,
+    /// Element at which row 0 begins.
+    pub offset: usize,
+    /// Number of rows (tokens).
+    pub rows: usize,
+    /// Number of columns (channels).
+    pub cols: usize,
+    /// Elements from a row to the next.
+    pub stride: usize,
+}
+
+impl<T> Clone for View<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for View<'_, T> {}
+
+impl<'a, T> View<'a, T> {
+    /// The first `rows` rows of a buffer whose rows are `cols` long, without gaps.
+    pub fn dense(buffer: &'a T, rows: usize, cols: usize) -> Self {
+        Self { buffer, offset: 0, rows, cols, stride: cols }
+    }
+
+    /// Columns `from .. from + cols`.
+    #[must_use]
+    pub fn columns(self, from: usize, cols: usize) -> Self {
+        assert!(from + cols <= self.cols, "columns {from}..{} of {}", from + cols, self.cols);
+        Self { offset: self.offset + from, cols, ..self }
+    }
+}
+
+/// A [`View`] that is written.
+#[derive(Debug)]
+pub struct ViewMut<'a, T> {
+    /// Where it lies.
+    pub buffer: &'a mut T,
+    /// Element at which row 0 begins.
+    pub offset: usize,
+    /// Number of rows (tokens).
+    pub rows: usize,
+    /// Number of columns (channels).
+    pub cols: usize,
+    /// Elements from a row to the next.
+    pub stride: usize,
+}
+
+impl<'a, T> ViewMut<'a, T> {
+    /// The first `rows` rows of a buffer whose rows are `cols` long, without gaps.
+    pub fn dense(buffer: &'a mut T, rows: usize, cols: usize) -> Self {
+        Self { buffer, offset: 0, rows, cols, stride: cols }
+    }
+}
+
+/// One tensor of every slot's state, read as the initial state and overwritten with the last one.
+/// Slot `s` holds it at `buffer[s * slot_stride + offset ..]`.
+#[derive(Debug)]
+pub struct StateView<'a, T> {
+    /// The buffer of all slots.
+    pub buffer: &'a mut T,
+    /// Where the tensor begins within a slot.
+    pub offset: usize,
+    /// Elements from a slot to the next.
+    pub slot_stride: usize,
+}
+
+/// A packed batch of sequences: their tokens end to end, no padding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids of all sequences.
+    pub ids: Vec<u32>,
+    /// Sequence `i` is `ids[cu_seqlens[i] .. cu_seqlens[i + 1]]`; begins with 0, one longer than there are
+    /// sequences. A sequence may be empty.
+    pub cu_seqlens: Vec<usize>,
+    /// The state slot of each sequence; no two alike.
+    pub slots: Vec<usize>,
+    /// Whether each sequence begins from a zero state (its slot's content is then ignored).
+    pub fresh: Vec<bool>,
+}
+
+impl Batch {
+    /// An empty batch.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { cu_seqlens: vec![0], ..Self::default() }
+    }
+
+    /// Adds a sequence.
+    pub fn push(&mut self, ids: &[u32], slot: usize, fresh: bool) {
+        self.ids.extend_from_slice(ids);
+        self.cu_seqlens.push(self.ids.len());
+        self.slots.push(slot);
+        self.fresh.push(fresh);
+    }
+
+    /// Number of sequences.
+    #[must_use]
+    pub fn sequences(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Number of tokens of all sequences.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Forgets all sequences, keeps the memory.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.cu_seqlens.clear();
+        self.cu_seqlens.push(0);
+        self.slots.clear();
+        self.fresh.clear();
+    }
+}
+
+/// A device. One engine thread owns it; no method is called by two threads at once.
+pub trait Backend: Sized + Send + 'static {
+    /// Device memory for activations, states and vectors of parameters.
+    type Buffer: Send;
+    /// A matrix of weights in the layout and type that this backend computes with.
+    type Weight: Send;
+    /// A [`Batch`] as this backend wants it (uploaded, split into work).
+    type Plan;
+
+    /// `cpu`, `cuda`, …
+    fn name(&self) -> &'static str;
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer>;
+
+    /// Copies into a buffer, from element `offset` on.
+    fn write(&mut self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()>;
+
+    /// Copies out of a buffer, from element `offset` on, once all work queued before is done.
+    fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Makes a matrix of weights `[out, in]` (row-major in the checkpoint), kept in `dtype`.
+    fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Self::Weight>;
+
+    /// Bytes that a weight occupies.
+    fn weight_bytes(&self, weight: &Self::Weight) -> u64;
+
+    /// Prepares a batch.
+    fn plan(&mut self, batch: &Batch) -> Result<Self::Plan>;
+
+    /// `out[t] = table[ids[t]]`: rows of the embedding [vocab, d_model] for the plan's tokens.
+    fn embedding(
+        &mut self,
+        plan: &Self::Plan,
+        table: &Self::Weight,
+        out: ViewMut<Self::Buffer>,
+    ) -> Result<()>;
+
+    /// `out = x · weightᵀ + bias`: x [tokens, in], weight [out, in], bias [out]. f32 accumulation.
+    fn linear(
+        &mut self,
+        x: View<Self::Buffer>,
+        weight: &Self::Weight,
+        bias: Option<&Self::Buffer>,
+        out: ViewMut<Self::Buffer>,
+    ) -> Result<()>;
+
+    /// See [`crate::ops::norm`].
+    fn add_norm(&mut self, op: AddNorm<Self::Buffer>) -> Result<()>;
+
+    /// See [`crate::ops::causal_conv1d`].
+    fn causal_conv1d(&mut self, plan: &Self::Plan, op: CausalConv1d<Self::Buffer>) -> Result<()>;
+
+    /// See [`crate::ops::selective_scan`].
+    fn selective_scan(&mut self, plan: &Self::Plan, op: SelectiveScan<Self::Buffer>) -> Result<()>;
+
+    /// See [`crate::ops::pool`].
+    fn pool(&mut self, plan: &Self::Plan, op: Pool<Self::Buffer>) -> Result<()>;
+
+    /// `out[i] = x[rows[i]]`.
+    fn gather(&mut self, x: View<Self::Buffer>, rows: &[u32], out: ViewMut<Self::Buffer>) -> Result<()>;
+
+    /// `out[i] = log_softmax(logits[i])[targets[i]]`, computed without overflow; logits [n, vocab].
+    fn token_logprobs(&mut self, logits: View<Self::Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()>;
+}

@@ -1,0 +1,72 @@
+//! Cache-line aligned memory that starts at zero, and whose shortage is an error instead of an abort.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use crate::error::{Error, Result};
+
+/// Element types for which all-zero bytes are a value.
+pub trait Element: Copy + Send + Sync + 'static {}
+impl Element for f32 {}
+impl Element for u16 {}
+
+const ALIGN: usize = 64;
+
+/// A fixed-size array of zeros at its birth, aligned to a cache line. The operating system hands out its
+/// pages when they are first written.
+#[derive(Debug)]
+pub struct Aligned<T: Element> {
+    start: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: it owns its memory alone, and its elements are Send and Sync.
+unsafe impl<T: Element> Send for Aligned<T> {}
+// SAFETY: shared access only reads.
+unsafe impl<T: Element> Sync for Aligned<T> {}
+
+impl<T: Element> Aligned<T> {
+    /// `len` zeros, for `what` (named in the error).
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn zeros(len: usize, what: &str) -> Result<Self> {
+        let no_memory = || Error::OutOfMemory {
+            bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
+            what: what.into(),
+        };
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(no_memory)?;
+        let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| no_memory())?;
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let start = NonNull::new(start.cast()).ok_or_else(no_memory)?;
+        Ok(Self { start, len })
+    }
+}
+
+impl<T: Element> Drop for Aligned<T> {
+    fn drop(&mut self) {
+        // SAFETY: `zeros` allocated it with this very layout.
+        unsafe {
+            let layout = Layout::from_size_align_unchecked((self.len * size_of::<T>()).max(1), ALIGN);
+            dealloc(self.start.as_ptr().cast(), layout);
+        }
+    }
+}
+
+impl<T: Element> Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` elements lie there, zeroed at birth; all-zero bytes are a value of T.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl<T: Element> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and `&mut self` is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}

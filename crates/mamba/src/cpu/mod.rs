@@ -1,0 +1,251 @@
+//! The CPU backend: runs each operation at once, on a pool of threads of its own.
+
+pub mod math;
+pub mod memory;
+pub mod simd;
+pub mod threads;
+
+use std::marker::PhantomData;
+
+use self::memory::Aligned;
+use self::simd::Level;
+use self::threads::Threads;
+use crate::backend::{Backend, Batch, View, ViewMut};
+use crate::checkpoint::Tensor;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::ops;
+
+/// A CPU, or as much of it as `threads` says.
+pub struct Cpu {
+    threads: Threads,
+    level: Level,
+}
+
+impl Cpu {
+    /// Computes on `threads` threads, the caller's included, with the best instructions that the processor
+    /// has.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY` when the operating system gives no thread.
+    pub fn new(threads: usize) -> Result<Self> {
+        Self::with_level(threads, Level::detect())
+    }
+
+    /// The same with a chosen instruction set, which the processor must have.
+    ///
+    /// # Errors
+    /// As [`Cpu::new`]; `DEVICE_UNAVAILABLE` for an instruction set that the processor has not.
+    pub fn with_level(threads: usize, level: Level) -> Result<Self> {
+        if !Level::available().contains(&level) {
+            return Err(crate::Error::DeviceUnavailable {
+                device: level.name().into(),
+                reason: "this processor does not have these instructions".into(),
+            });
+        }
+        Ok(Self { threads: Threads::new(threads.max(1))?, level })
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Aligned<f32>;
+    type Weight = ops::linear::cpu::Packed;
+    type Plan = Batch;
+
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer> {
+        Aligned::zeros(len, what)
+    }
+
+    fn write(&mut self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()> {
+        buffer[offset..offset + values.len()].copy_from_slice(values);
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
+        values.copy_from_slice(&buffer[offset..offset + values.len()]);
+        Ok(())
+    }
+
+    fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Self::Weight> {
+        ops::linear::cpu::Packed::new(tensor, dtype, &mut self.threads)
+    }
+
+    fn weight_bytes(&self, weight: &Self::Weight) -> u64 {
+        weight.bytes()
+    }
+
+    fn plan(&mut self, batch: &Batch) -> Result<Self::Plan> {
+        Ok(batch.clone())
+    }
+
+    fn embedding(&mut self, plan: &Batch, table: &Self::Weight, out: ViewMut<Self::Buffer>) -> Result<()> {
+        ops::embedding::cpu::embedding(&mut self.threads, &plan.ids, table, out);
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        x: View<Self::Buffer>,
+        weight: &Self::Weight,
+        bias: Option<&Self::Buffer>,
+        out: ViewMut<Self::Buffer>,
+    ) -> Result<()> {
+        let bias = bias.map(|bias| &**bias);
+        ops::linear::cpu::linear(&mut self.threads, self.level, x, weight, bias, out);
+        Ok(())
+    }
+
+    fn add_norm(&mut self, op: ops::norm::AddNorm<Self::Buffer>) -> Result<()> {
+        ops::norm::cpu::add_norm(&mut self.threads, self.level, op);
+        Ok(())
+    }
+
+    fn causal_conv1d(
+        &mut self,
+        plan: &Batch,
+        op: ops::causal_conv1d::CausalConv1d<Self::Buffer>,
+    ) -> Result<()> {
+        ops::causal_conv1d::cpu::causal_conv1d(&mut self.threads, self.level, plan, op);
+        Ok(())
+    }
+
+    fn selective_scan(
+        &mut self,
+        plan: &Batch,
+        op: ops::selective_scan::SelectiveScan<Self::Buffer>,
+    ) -> Result<()> {
+        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, plan, op)
+    }
+
+    fn pool(&mut self, plan: &Batch, op: ops::pool::Pool<Self::Buffer>) -> Result<()> {
+        ops::pool::cpu::pool(&mut self.threads, plan, op);
+        Ok(())
+    }
+
+    fn gather(&mut self, x: View<Self::Buffer>, rows: &[u32], out: ViewMut<Self::Buffer>) -> Result<()> {
+        for (i, row) in rows.iter().enumerate() {
+            let from = x.offset + *row as usize * x.stride;
+            let to = out.offset + i * out.stride;
+            out.buffer[to..to + x.cols].copy_from_slice(&x.buffer[from..from + x.cols]);
+        }
+        Ok(())
+    }
+
+    fn token_logprobs(&mut self, logits: View<Self::Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()> {
+        ops::logprobs::cpu::token_logprobs(&mut self.threads, self.level, logits, targets, out);
+        Ok(())
+    }
+}
+
+/// Calls `task(sequence, from, to)` for channel ranges of all sequences, on all threads. Ranges are cut on
+/// multiples of a cache line, so that tasks share none; a range is at least 64 channels of work.
+pub(crate) fn channel_tasks(
+    threads: &mut Threads,
+    batch: &Batch,
+    channels: usize,
+    task: &(dyn Fn(usize, usize, usize) + Sync),
+) {
+    let sequences = batch.sequences();
+    if sequences == 0 {
+        return;
+    }
+    let wanted = if threads.count() == 1 { 1 } else { (4 * threads.count()).div_ceil(sequences) };
+    let range = channels.div_ceil(wanted).next_multiple_of(16).max(64);
+    let ranges = channels.div_ceil(range);
+    threads.run(sequences * ranges, &|i| {
+        let from = i % ranges * range;
+        task(i / ranges, from, channels.min(from + range));
+    });
+}
+
+/// A slice that tasks write in parallel, each its own part.
+pub(crate) struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: `slice` and `as_ptr` leave it to their callers that parts do not overlap.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut T {
+        self.start
+    }
+
+    /// # Safety
+    /// No other task may use the same elements at the same time.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, from: usize, len: usize) -> &mut [T] {
+        assert!(from + len <= self.len);
+        // SAFETY: in range; the caller sees to it that nothing overlaps.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(from), len) }
+    }
+}
+
+/// Row and column pointers into a view, for kernels. The constructor checks that all `rows` × `cols` lie
+/// within the buffer; whoever uses it keeps the borrow alive.
+#[derive(Clone, Copy)]
+pub(crate) struct ConstMatrix {
+    start: *const f32,
+    stride: usize,
+}
+
+impl ConstMatrix {
+    pub(crate) fn new(view: &View<Aligned<f32>>, rows: usize, cols: usize) -> Self {
+        check(view.buffer.len(), view.offset, view.stride, rows, cols);
+        Self { start: view.buffer[view.offset.min(view.buffer.len())..].as_ptr(), stride: view.stride }
+    }
+
+    /// # Safety
+    /// `row` and `col` are within the checked range.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, row: usize, col: usize) -> *const f32 {
+        // SAFETY: the caller's condition.
+        unsafe { self.start.add(row * self.stride + col) }
+    }
+}
+
+/// [`ConstMatrix`] for writing.
+#[derive(Clone, Copy)]
+pub(crate) struct MutMatrix {
+    start: *mut f32,
+    stride: usize,
+}
+
+impl MutMatrix {
+    pub(crate) fn new(view: ViewMut<Aligned<f32>>, rows: usize, cols: usize) -> Self {
+        check(view.buffer.len(), view.offset, view.stride, rows, cols);
+        let end = view.buffer.len();
+        Self { start: view.buffer[view.offset.min(end)..].as_mut_ptr(), stride: view.stride }
+    }
+
+    /// # Safety
+    /// `row` and `col` are within the checked range.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, row: usize, col: usize) -> *mut f32 {
+        // SAFETY: the caller's condition.
+        unsafe { self.start.add(row * self.stride + col) }
+    }
+}
+
+fn check(len: usize, offset: usize, stride: usize, rows: usize, cols: usize) {
+    assert!(
+        rows == 0 || (cols <= stride || rows == 1) && offset + (rows - 1) * stride + cols <= len,
+        "{rows} rows of {cols} (stride {stride}, offset {offset}) in a buffer of {len}"
+    );
+}
+
+/// Lets tasks on several threads copy pointers whose disjoint use their kernels see to.
+pub(crate) struct Shareable<T>(pub(crate) T);
+
+// SAFETY: only wrapped around kernel descriptions, whose tasks write disjoint parts.
+unsafe impl<T> Sync for Shareable<T> {}

@@ -1,0 +1,79 @@
+//! A residual block: `residual ← residual + mixer(norm(residual))`.
+
+use super::mixer::Mixer;
+use super::{Loader, Slots, Workspace};
+use crate::backend::{Backend, View, ViewMut};
+use crate::config::{Config, NormKind};
+use crate::error::Result;
+use crate::ops::norm::AddNorm;
+
+/// RMSNorm or LayerNorm, fused with the addition of the last mixer's output to the residual.
+pub struct Norm<B: Backend> {
+    kind: NormKind,
+    eps: f32,
+    weight: B::Buffer,
+    bias: Option<B::Buffer>,
+}
+
+impl<B: Backend> Norm<B> {
+    pub(super) fn load(loader: &mut Loader<B>, config: &Config, name: &str) -> Result<Self> {
+        let bias = match config.norm {
+            NormKind::Rms => None,
+            NormKind::Layer => Some(loader.vector(&format!("{name}.bias"), |x| x)?),
+        };
+        let weight = loader.vector(&format!("{name}.weight"), |x| x)?;
+        Ok(Self { kind: config.norm, eps: config.norm_epsilon as f32, weight, bias })
+    }
+
+    /// `residual += mixed` where there is one, then `hidden = norm(residual)`.
+    pub(super) fn forward(
+        &self,
+        backend: &mut B,
+        tokens: usize,
+        add_mixed: bool,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
+        let Workspace { residual, mixed, hidden, d_model, .. } = workspace;
+        backend.add_norm(AddNorm {
+            kind: self.kind,
+            eps: self.eps,
+            weight: &self.weight,
+            bias: self.bias.as_ref(),
+            delta: add_mixed.then(|| View::dense(&*mixed, tokens, *d_model)),
+            residual: ViewMut::dense(residual, tokens, *d_model),
+            out: ViewMut::dense(hidden, tokens, *d_model),
+        })
+    }
+}
+
+/// One layer.
+pub struct Block<B: Backend> {
+    /// Before the mixer.
+    pub norm: Norm<B>,
+    /// What mixes over time.
+    pub mixer: Mixer<B>,
+}
+
+impl<B: Backend> Block<B> {
+    pub(super) fn load(loader: &mut Loader<B>, config: &Config, layer: usize) -> Result<Self> {
+        Ok(Self {
+            norm: Norm::load(loader, config, &format!("backbone.layers.{layer}.norm"))?,
+            mixer: Mixer::load(loader, config, layer)?,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn forward(
+        &self,
+        backend: &mut B,
+        plan: &B::Plan,
+        tokens: usize,
+        add_mixed: bool,
+        slots: &mut Slots<B>,
+        state_offset: &mut usize,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
+        self.norm.forward(backend, tokens, add_mixed, workspace)?;
+        self.mixer.forward(backend, plan, tokens, slots, state_offset, workspace)
+    }
+}

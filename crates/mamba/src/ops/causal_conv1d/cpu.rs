@@ -1,0 +1,125 @@
+//! The convolution, vectorised over channels; parallel over sequences and channels.
+
+use super::CausalConv1d;
+use crate::backend::Batch;
+use crate::cpu::math;
+use crate::cpu::memory::Aligned;
+use crate::cpu::simd::{Kernel, Level, Simd};
+use crate::cpu::threads::Threads;
+use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut, channel_tasks};
+
+/// The widest window that `Config` admits.
+const MAX_WINDOW: usize = 16;
+
+/// Channels `from .. to` of one sequence.
+#[derive(Clone, Copy)]
+struct Conv {
+    x: ConstMatrix,
+    out: MutMatrix,
+    /// [d_conv, d_inner]
+    weight: *const f32,
+    bias: Option<*const f32>,
+    /// [d_conv − 1, d_inner], this sequence's.
+    window: Option<*mut f32>,
+    fresh: bool,
+    d_conv: usize,
+    d_inner: usize,
+    from: usize,
+    to: usize,
+    begin: usize,
+    end: usize,
+}
+
+/// See [`CausalConv1d`].
+pub fn causal_conv1d(threads: &mut Threads, level: Level, batch: &Batch, op: CausalConv1d<Aligned<f32>>) {
+    let (d_inner, d_conv, tokens) = (op.x.cols, op.d_conv, batch.tokens());
+    assert!((1..=MAX_WINDOW).contains(&d_conv) && op.weight.len() >= d_conv * d_inner);
+    assert!(op.bias.is_none_or(|bias| bias.len() >= d_inner));
+    let state = op.state.map(|state| {
+        let last = batch.slots.iter().max().map_or(0, |slot| slot * state.slot_stride);
+        assert!(batch.slots.is_empty() || state.buffer.len() >= last + state.offset + (d_conv - 1) * d_inner);
+        (SharedMut::new(&mut state.buffer[state.offset..]), state.slot_stride)
+    });
+    let conv = Shareable(Conv {
+        x: ConstMatrix::new(&op.x, tokens, d_inner),
+        out: MutMatrix::new(op.out, tokens, d_inner),
+        weight: op.weight.as_ptr(),
+        bias: op.bias.map(|bias| bias.as_ptr()),
+        window: None,
+        fresh: true,
+        d_conv,
+        d_inner,
+        from: 0,
+        to: 0,
+        begin: 0,
+        end: 0,
+    });
+    channel_tasks(threads, batch, d_inner, &|sequence, from, to| {
+        let conv = &conv;
+        let (begin, end) = (batch.cu_seqlens[sequence], batch.cu_seqlens[sequence + 1]);
+        // SAFETY: slots differ between sequences and channels between tasks, so no two tasks share a window;
+        // the assertions above keep every pointer in range.
+        unsafe {
+            let window =
+                state.as_ref().map(|(states, stride)| states.as_ptr().add(batch.slots[sequence] * stride));
+            let fresh = batch.fresh[sequence] || window.is_none();
+            level.run(Conv { window, fresh, from, to, begin, end, ..conv.0 });
+        }
+    });
+}
+
+impl Kernel for Conv {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: `causal_conv1d` made the pointers; channels beyond `to` are masked.
+        unsafe {
+            for channel in (self.from..self.to).step_by(S::LANES) {
+                let lanes = S::LANES.min(self.to - channel);
+                if self.d_conv == 4 {
+                    self.channels::<S>(&mut [S::splat(0.0); 4], &mut [S::splat(0.0); 4], channel, lanes);
+                } else {
+                    let (mut w, mut x) = ([S::splat(0.0); MAX_WINDOW], [S::splat(0.0); MAX_WINDOW]);
+                    self.channels::<S>(&mut w[..self.d_conv], &mut x[..self.d_conv], channel, lanes);
+                }
+            }
+        }
+    }
+}
+
+impl Conv {
+    /// `w` and `x` are room for the weights and the newest d_conv inputs, oldest first.
+    #[inline(always)]
+    unsafe fn channels<S: Simd>(&self, w: &mut [S::F], x: &mut [S::F], channel: usize, lanes: usize) {
+        let d_conv = w.len();
+        // SAFETY: the caller's ranges.
+        unsafe {
+            let at = |row: usize| row * self.d_inner + channel;
+            for (k, w) in w.iter_mut().enumerate() {
+                *w = S::load_first(self.weight.add(at(k)), lanes);
+            }
+            let bias = self.bias.map_or(S::splat(0.0), |bias| S::load_first(bias.add(channel), lanes));
+            // The first slot is shifted out by the first input.
+            if let (Some(window), false) = (self.window, self.fresh) {
+                for k in 1..d_conv {
+                    x[k] = S::load_first(window.add(at(k - 1)), lanes);
+                }
+            }
+            for t in self.begin..self.end {
+                for k in 1..d_conv {
+                    x[k - 1] = x[k];
+                }
+                x[d_conv - 1] = S::load_first(self.x.at(t, channel), lanes);
+                let mut sum = bias;
+                for k in 0..d_conv {
+                    sum = S::mul_add(w[k], x[k], sum);
+                }
+                S::store_first(self.out.at(t, channel), math::silu::<S>(sum), lanes);
+            }
+            if let Some(window) = self.window {
+                for k in 1..d_conv {
+                    S::store_first(window.add(at(k - 1)), x[k], lanes);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! The packed matrix product.
+//!
+//! A weight [out, in] is cut into panels of 32 outputs; a panel holds, for each input, its 32 weights side by
+//! side. So a vector lane is one output, an input is broadcast to all lanes, and the same walk serves one
+//! token (each panel is read once, front to back: the speed of memory) and thousands (a block of a panel
+//! stays in the first-level cache while a register tile of tokens passes over it).
+//!
+//! Every output is summed in the same order whatever the number of tokens and threads: input by input within
+//! a block of [`BLOCK`] inputs, then block by block onto the bias. So results are equal to the bit in any
+//! batch.
+
+use crate::backend::{View, ViewMut};
+use crate::checkpoint::Tensor;
+use crate::cpu::memory::Aligned;
+use crate::cpu::simd::{Kernel, Level, Simd};
+use crate::cpu::threads::Threads;
+use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
+use crate::dtype::DType;
+use crate::error::Result;
+
+/// Outputs in a panel.
+const PANEL: usize = 32;
+/// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
+const BLOCK: usize = 256;
+/// From so many tokens on, 16-bit weights are widened once per block instead of at each use.
+const WIDEN_FROM: usize = 16;
+
+/// The panels, in the weight's own type.
+#[derive(Debug)]
+enum Panels {
+    F32(Aligned<f32>),
+    BF16(Aligned<u16>),
+    F16(Aligned<u16>),
+}
+
+/// A packed weight.
+#[derive(Debug)]
+pub struct Packed {
+    panels: Panels,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Packed {
+    /// Packs a tensor [out, in], 32 rows at a time, so that loading needs no second copy of it.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`; whatever reading the tensor gives.
+    pub fn new(tensor: &Tensor, dtype: DType, threads: &mut Threads) -> Result<Self> {
+        let [outputs, inputs] = tensor.shape[..] else {
+            return Err(crate::error::Error::TensorShape {
+                name: tensor.name.clone(),
+                expected: vec![0, 0],
+                actual: tensor.shape.clone(),
+            });
+        };
+        let count = outputs.div_ceil(PANEL);
+        let elements = count * PANEL * inputs;
+        let panels = match dtype {
+            DType::F32 => {
+                let mut panels = Aligned::zeros(elements, &tensor.name)?;
+                pack(tensor, inputs, outputs, &mut panels, threads, |x| x)?;
+                Panels::F32(panels)
+            }
+            DType::BF16 => {
+                let mut panels = Aligned::zeros(elements, &tensor.name)?;
+                pack(tensor, inputs, outputs, &mut panels, threads, |x| half::bf16::from_f32(x).to_bits())?;
+                Panels::BF16(panels)
+            }
+            DType::F16 => {
+                let mut panels = Aligned::zeros(elements, &tensor.name)?;
+                pack(tensor, inputs, outputs, &mut panels, threads, |x| half::f16::from_f32(x).to_bits())?;
+                Panels::F16(panels)
+            }
+        };
+        Ok(Self { panels, inputs, outputs })
+    }
+
+    /// Rows of the weight.
+    #[must_use]
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Columns of the weight.
+    #[must_use]
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        (match &self.panels {
+            Panels::F32(p) => p.len() * 4,
+            Panels::BF16(p) | Panels::F16(p) => p.len() * 2,
+        }) as u64
+    }
+
+    /// Row `row` of the weight, widened (the embedding of token `row`).
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.outputs && out.len() == self.inputs, "row {row} of {}", self.outputs);
+        let start = row / PANEL * PANEL * self.inputs + row % PANEL;
+        let at = |i: usize| start + i * PANEL;
+        match &self.panels {
+            Panels::F32(p) => out.iter_mut().enumerate().for_each(|(i, x)| *x = p[at(i)]),
+            Panels::BF16(p) => {
+                out.iter_mut().enumerate().for_each(|(i, x)| *x = half::bf16::from_bits(p[at(i)]).to_f32());
+            }
+            Panels::F16(p) => {
+                out.iter_mut().enumerate().for_each(|(i, x)| *x = half::f16::from_bits(p[at(i)]).to_f32());
+            }
+        }
+    }
+}
+
+fn pack<T: crate::cpu::memory::Element>(
+    tensor: &Tensor,
+    inputs: usize,
+    outputs: usize,
+    panels: &mut [T],
+    threads: &mut Threads,
+    convert: impl Fn(f32) -> T + Sync,
+) -> Result<()> {
+    let count = outputs.div_ceil(PANEL);
+    let panels = SharedMut::new(panels);
+    let failure = std::sync::Mutex::new(None);
+    threads.run(count, &|p| {
+        let rows = PANEL.min(outputs - p * PANEL);
+        let mut slab = vec![0.0; rows * inputs];
+        if let Err(error) = tensor.read_f32(p * PANEL * inputs, &mut slab) {
+            failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
+            return;
+        }
+        // SAFETY: each task writes its own panel.
+        let panel = unsafe { panels.slice(p * PANEL * inputs, PANEL * inputs) };
+        for (r, row) in slab.chunks_exact(inputs).enumerate() {
+            for (i, x) in row.iter().enumerate() {
+                panel[i * PANEL + r] = convert(*x);
+            }
+        }
+    });
+    failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+/// A weight's element type, as the inner loop reads it.
+trait Element: Copy {
+    /// LANES elements, widened.
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F;
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Bf16(u16);
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Half(u16);
+
+impl Element for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe { S::load(from) }
+    }
+}
+
+impl Element for Bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe { S::load_bf16(from.cast()) }
+    }
+}
+
+impl Element for Half {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe { S::load_f16(from.cast()) }
+    }
+}
+
+/// A product of some rows of x with some panels.
+#[derive(Clone, Copy)]
+struct Product<W> {
+    x: *const f32,
+    x_stride: usize,
+    rows: usize,
+    inputs: usize,
+    /// The first panel of this product.
+    panels: *const W,
+    /// Outputs from that panel on.
+    outputs: usize,
+    bias: Option<*const f32>,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+/// `out = x · weightᵀ + bias`: x [tokens, in], out [tokens, out].
+pub fn linear(
+    threads: &mut Threads,
+    level: Level,
+    x: View<Aligned<f32>>,
+    weight: &Packed,
+    bias: Option<&[f32]>,
+    out: ViewMut<Aligned<f32>>,
+) {
+    let (rows, inputs, outputs) = (x.rows, weight.inputs, weight.outputs);
+    assert_eq!((x.cols, out.cols, out.rows), (inputs, outputs, rows));
+    assert!(bias.is_none_or(|bias| bias.len() >= outputs));
+    let (x_stride, out_stride) = (x.stride, out.stride);
+    let x = Shareable(ConstMatrix::new(&x, rows, inputs));
+    let out = Shareable(MutMatrix::new(out, rows, outputs));
+    if rows == 0 {
+        return;
+    }
+    // Enough tasks that uneven threads end together, each big enough to be worth handing out.
+    let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
+    let panels = outputs.div_ceil(PANEL);
+    let group = panels.div_ceil(wanted).max(1);
+    let groups = panels.div_ceil(group);
+    let row_blocks = wanted.div_ceil(groups).min(rows.div_ceil(48)).max(1);
+    let row_block = rows.div_ceil(row_blocks).next_multiple_of(12);
+    let row_blocks = rows.div_ceil(row_block);
+    threads.run(groups * row_blocks, &|task| {
+        let (x, out) = (&x, &out);
+        let (block, group_index) = (task / groups, task % groups);
+        let row = block * row_block;
+        let first = group_index * group;
+        let output = first * PANEL;
+        let product = Product::<()> {
+            // SAFETY: a row of x.
+            x: unsafe { x.0.at(row, 0) },
+            x_stride,
+            rows: row_block.min(rows - row),
+            inputs,
+            panels: std::ptr::null(),
+            outputs: (group * PANEL).min(outputs - output),
+            // SAFETY: within the bias, by the assertion above.
+            bias: bias.map(|bias| unsafe { bias.as_ptr().add(output) }),
+            // SAFETY: within out; tasks write disjoint rows or columns of it.
+            out: unsafe { out.0.at(row, output) },
+            out_stride,
+        };
+        let at = output * inputs;
+        // SAFETY: the level was detected; each pointer covers what the product names.
+        unsafe {
+            match &weight.panels {
+                Panels::F32(p) => level.run(product.with(p.as_ptr().add(at))),
+                Panels::BF16(p) => level.run(product.with(p.as_ptr().add(at).cast::<Bf16>())),
+                Panels::F16(p) => level.run(product.with(p.as_ptr().add(at).cast::<Half>())),
+            }
+        }
+    });
+}
+
+impl Product<()> {
+    fn with<W>(self, panels: *const W) -> Product<W> {
+        let Self { x, x_stride, rows, inputs, outputs, bias, out, out_stride, .. } = self;
+        Product { x, x_stride, rows, inputs, panels, outputs, bias, out, out_stride }
+    }
+}
+
+impl<W: Element> Kernel for Product<W> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let panels = self.outputs.div_ceil(PANEL);
+        let blocks = self.inputs.div_ceil(BLOCK);
+        // SAFETY: `linear` made the pointers; blocks and panels stay within the weight.
+        unsafe {
+            if self.rows <= S::TILE_ROWS {
+                // A panel is read once, front to back.
+                for panel in 0..panels {
+                    for block in 0..blocks {
+                        self.block::<S>(panel, block, self.panel_block(panel, block));
+                    }
+                }
+            } else if size_of::<W>() == 4 || self.rows < WIDEN_FROM {
+                // A block of x stays in the second-level cache, a block of a panel in the first.
+                for block in 0..blocks {
+                    for panel in 0..panels {
+                        self.block::<S>(panel, block, self.panel_block(panel, block));
+                    }
+                }
+            } else {
+                let mut wide = Wide([0.0; BLOCK * PANEL]);
+                for block in 0..blocks {
+                    for panel in 0..panels {
+                        let narrow = self.panel_block(panel, block);
+                        let inputs = BLOCK.min(self.inputs - block * BLOCK);
+                        for at in (0..inputs * PANEL).step_by(S::LANES) {
+                            S::store(wide.0.as_mut_ptr().add(at), W::load::<S>(narrow.add(at)));
+                        }
+                        self.block::<S>(panel, block, wide.0.as_ptr().cast::<f32>());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A block of a panel, widened.
+#[repr(align(64))]
+struct Wide([f32; BLOCK * PANEL]);
+
+impl<W> Product<W> {
+    #[inline(always)]
+    unsafe fn panel_block(&self, panel: usize, block: usize) -> *const W {
+        // SAFETY: the caller names a panel and a block of this product.
+        unsafe { self.panels.add((panel * self.inputs + block * BLOCK) * PANEL) }
+    }
+
+    /// All rows over one block of one panel.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(&self, panel: usize, block: usize, weight: *const impl Element) {
+        // SAFETY: tiles of fewer rows follow where the larger no longer fit, so rows stay in range.
+        unsafe {
+            let mut row = 0;
+            while self.rows - row >= S::TILE_ROWS {
+                match S::TILE_ROWS {
+                    12 => self.tile::<S, 12>(panel, block, weight, row),
+                    6 => self.tile::<S, 6>(panel, block, weight, row),
+                    _ => self.tile::<S, 3>(panel, block, weight, row),
+                }
+                row += S::TILE_ROWS;
+            }
+            while row < self.rows {
+                let left = self.rows - row;
+                row += if left >= 8 {
+                    self.tile::<S, 8>(panel, block, weight, row);
+                    8
+                } else if left >= 4 {
+                    self.tile::<S, 4>(panel, block, weight, row);
+                    4
+                } else if left >= 2 {
+                    self.tile::<S, 2>(panel, block, weight, row);
+                    2
+                } else {
+                    self.tile::<S, 1>(panel, block, weight, row);
+                    1
+                };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize>(
+        &self,
+        panel: usize,
+        block: usize,
+        weight: *const impl Element,
+        row: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            match S::TILE_VECTORS {
+                1 => self.tile_of::<S, ROWS, 1>(panel, block, weight, row),
+                _ => self.tile_of::<S, ROWS, 2>(panel, block, weight, row),
+            }
+        }
+    }
+
+    /// `ROWS` rows of x with a block of a panel, `VECTORS` vectors of outputs at a time, in registers.
+    #[inline(always)]
+    unsafe fn tile_of<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        panel: usize,
+        block: usize,
+        weight: *const impl Element,
+        row: usize,
+    ) {
+        let inputs = BLOCK.min(self.inputs - block * BLOCK);
+        // SAFETY: `row + ROWS ≤ rows`, `inputs` of x and of the panel's block exist, outputs beyond the last
+        // are masked on their way out.
+        unsafe {
+            let x = self.x.add(row * self.x_stride + block * BLOCK);
+            for half in (0..PANEL).step_by(VECTORS * S::LANES) {
+                let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
+                for i in 0..inputs {
+                    let at = weight.add(i * PANEL + half);
+                    if ROWS <= 4 {
+                        S::prefetch(at.wrapping_add(24 * PANEL).cast());
+                    }
+                    let w: [S::F; VECTORS] = std::array::from_fn(|v| load::<S, _>(at.add(v * S::LANES)));
+                    for r in 0..ROWS {
+                        let x = S::splat(*x.add(r * self.x_stride + i));
+                        for v in 0..VECTORS {
+                            sums[r][v] = S::mul_add(x, w[v], sums[r][v]);
+                        }
+                    }
+                }
+                for (r, sums) in sums.into_iter().enumerate() {
+                    for (v, sum) in sums.into_iter().enumerate() {
+                        let output = panel * PANEL + half + v * S::LANES;
+                        if output >= self.outputs {
+                            continue;
+                        }
+                        let n = S::LANES.min(self.outputs - output);
+                        let out = self.out.add((row + r) * self.out_stride + output);
+                        let before = match (block, self.bias) {
+                            (0, Some(bias)) => S::load_first(bias.add(output), n),
+                            (0, None) => S::splat(0.0),
+                            _ => S::load_first(out, n),
+                        };
+                        S::store_first(out, S::add(before, sum), n);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd, W: Element>(from: *const W) -> S::F {
+    // SAFETY: passed on.
+    unsafe { W::load::<S>(from) }
+}

@@ -1,0 +1,7 @@
+//! Matrix products with weights: `out = x · weightᵀ + bias`, x [tokens, in], weight [out, in].
+//!
+//! Weights are packed once, at load, and stay in their own type (f32, bf16, f16); they are widened to f32
+//! in registers or in a cache-sized panel, never as a whole.
+
+pub mod cpu;
+pub mod reference;

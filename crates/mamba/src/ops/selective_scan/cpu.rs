@@ -1,0 +1,168 @@
+//! The scan, vectorised over channels: a lane is a channel, the states of a vector of channels stay in
+//! registers (d_state 16) while time runs. Parallel over sequences and channels. Every channel is computed by
+//! itself, in one order, so results do not depend on batch, chunk or threads.
+
+use super::SelectiveScan;
+use crate::backend::Batch;
+use crate::cpu::math;
+use crate::cpu::memory::Aligned;
+use crate::cpu::simd::{Kernel, Level, Simd};
+use crate::cpu::threads::Threads;
+use crate::cpu::{ConstMatrix, MutMatrix, SharedMut, channel_tasks};
+use crate::error::Result;
+
+/// Steps that all channels of a task take before the next ones: their rows stay in cache and in the TLB.
+const STEPS: usize = 32;
+
+/// Channels `from .. to` of one sequence.
+#[derive(Clone, Copy)]
+struct Scan {
+    u: ConstMatrix,
+    delta: ConstMatrix,
+    b: ConstMatrix,
+    c: ConstMatrix,
+    z: Option<ConstMatrix>,
+    out: MutMatrix,
+    delta_bias: Option<*const f32>,
+    d: Option<*const f32>,
+    /// [d_state, d_inner]
+    a: *const f32,
+    /// [d_state, d_inner], this sequence's.
+    h: *mut f32,
+    d_inner: usize,
+    d_state: usize,
+    from: usize,
+    to: usize,
+    /// Rows of the pack that are this sequence.
+    begin: usize,
+    end: usize,
+}
+
+/// See [`SelectiveScan`].
+///
+/// # Errors
+/// `OUT_OF_MEMORY` for the scratch state when there is no `state`.
+pub fn selective_scan(
+    threads: &mut Threads,
+    level: Level,
+    batch: &Batch,
+    op: SelectiveScan<Aligned<f32>>,
+) -> Result<()> {
+    let (d_inner, tokens) = (op.u.cols, batch.tokens());
+    let d_state = op.b.cols;
+    assert!(op.a.len() >= d_state * d_inner && op.c.cols == d_state);
+    assert!(
+        op.delta_bias.is_none_or(|bias| bias.len() >= d_inner) && op.d.is_none_or(|d| d.len() >= d_inner)
+    );
+    let mut scratch;
+    let (states, stride) = match op.state {
+        Some(state) => {
+            let last = batch.slots.iter().max().map_or(0, |slot| slot * state.slot_stride);
+            assert!(batch.slots.is_empty() || state.buffer.len() >= last + state.offset + d_state * d_inner);
+            (SharedMut::new(&mut state.buffer[state.offset..]), Some(state.slot_stride))
+        }
+        None => {
+            scratch = Aligned::zeros(batch.sequences() * d_state * d_inner, "scan states")?;
+            (SharedMut::new(&mut scratch), None)
+        }
+    };
+    let scan = Scan {
+        u: ConstMatrix::new(&op.u, tokens, d_inner),
+        delta: ConstMatrix::new(&op.delta, tokens, d_inner),
+        b: ConstMatrix::new(&op.b, tokens, d_state),
+        c: ConstMatrix::new(&op.c, tokens, d_state),
+        z: op.z.as_ref().map(|z| ConstMatrix::new(z, tokens, d_inner)),
+        out: MutMatrix::new(op.out, tokens, d_inner),
+        delta_bias: op.delta_bias.map(|bias| bias.as_ptr()),
+        d: op.d.map(|d| d.as_ptr()),
+        a: op.a.as_ptr(),
+        h: std::ptr::null_mut(),
+        d_inner,
+        d_state,
+        from: 0,
+        to: 0,
+        begin: 0,
+        end: 0,
+    };
+    let scan = crate::cpu::Shareable(scan);
+    channel_tasks(threads, batch, d_inner, &|sequence, from, to| {
+        let scan = &scan;
+        let start = match stride {
+            Some(stride) => batch.slots[sequence] * stride,
+            None => sequence * d_state * d_inner,
+        };
+        // SAFETY: slots differ between sequences and channels between tasks, so no two tasks share a state;
+        // the assertions above keep every pointer in range.
+        unsafe {
+            let h = states.as_ptr().add(start);
+            if batch.fresh[sequence] {
+                for n in 0..d_state {
+                    std::slice::from_raw_parts_mut(h.add(n * d_inner + from), to - from).fill(0.0);
+                }
+            }
+            let (begin, end) = (batch.cu_seqlens[sequence], batch.cu_seqlens[sequence + 1]);
+            level.run(Scan { h, from, to, begin, end, ..scan.0 });
+        }
+    });
+    Ok(())
+}
+
+impl Kernel for Scan {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: `selective_scan` made the pointers; channels beyond `to` are masked.
+        unsafe {
+            for begin in (self.begin..self.end).step_by(STEPS) {
+                let end = self.end.min(begin + STEPS);
+                for channel in (self.from..self.to).step_by(S::LANES) {
+                    let lanes = S::LANES.min(self.to - channel);
+                    if self.d_state == 16 {
+                        let mut h = [S::splat(0.0); 16];
+                        self.steps::<S>(&mut h, channel, lanes, begin, end);
+                    } else {
+                        let mut h = [S::splat(0.0); 256];
+                        self.steps::<S>(&mut h[..self.d_state], channel, lanes, begin, end);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Scan {
+    #[inline(always)]
+    unsafe fn steps<S: Simd>(&self, h: &mut [S::F], channel: usize, lanes: usize, begin: usize, end: usize) {
+        // SAFETY: the caller's ranges.
+        unsafe {
+            let state = |n: usize| n * self.d_inner + channel;
+            for (n, h) in h.iter_mut().enumerate() {
+                *h = S::load_first(self.h.add(state(n)), lanes);
+            }
+            let bias = self.delta_bias.map(|bias| S::load_first(bias.add(channel), lanes));
+            let skip = self.d.map_or(S::splat(0.0), |d| S::load_first(d.add(channel), lanes));
+            for t in begin..end {
+                let u = S::load_first(self.u.at(t, channel), lanes);
+                let mut delta = S::load_first(self.delta.at(t, channel), lanes);
+                if let Some(bias) = bias {
+                    delta = math::softplus::<S>(S::add(delta, bias));
+                }
+                let delta_u = S::mul(delta, u);
+                let (b, c) = (self.b.at(t, 0), self.c.at(t, 0));
+                let mut y = S::mul(skip, u);
+                for (n, h) in h.iter_mut().enumerate() {
+                    let a = S::load_first(self.a.add(state(n)), lanes);
+                    let decay = math::exp::<S>(S::mul(delta, a));
+                    *h = S::mul_add(decay, *h, S::mul(delta_u, S::splat(*b.add(n))));
+                    y = S::mul_add(*h, S::splat(*c.add(n)), y);
+                }
+                if let Some(z) = self.z {
+                    y = S::mul(y, math::silu::<S>(S::load_first(z.at(t, channel), lanes)));
+                }
+                S::store_first(self.out.at(t, channel), y, lanes);
+            }
+            for (n, h) in h.iter().enumerate() {
+                S::store_first(self.h.add(state(n)), *h, lanes);
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What the integration tests share.
+#![allow(dead_code)]
+
+use mamba::cpu::memory::Aligned;
+
+/// A small generator of repeatable numbers (SplitMix64).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// From `low` to `high`, both included.
+    pub fn size(&mut self, low: usize, high: usize) -> usize {
+        low + (self.next() % (high - low + 1) as u64) as usize
+    }
+
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.size(0, of.len() - 1)]
+    }
+
+    /// Uniform in −scale … scale.
+    pub fn float(&mut self, scale: f32) -> f32 {
+        ((self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
+    }
+
+    pub fn floats(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|_| self.float(scale)).collect()
+    }
+}
+
+/// A buffer of these values.
+pub fn buffer(values: &[f32]) -> Aligned<f32> {
+    let mut buffer = Aligned::zeros(values.len(), "test").unwrap();
+    buffer.copy_from_slice(values);
+    buffer
+}
+
+/// NaN everywhere, so that an element that is not written is seen.
+pub fn nans(len: usize) -> Aligned<f32> {
+    let mut buffer = Aligned::zeros(len, "test").unwrap();
+    buffer.fill(f32::NAN);
+    buffer
+}
+
+pub fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|x| f64::from(*x)).collect()
+}
+
+/// ‖actual − expected‖ / ‖expected‖; NaN where actual has one.
+pub fn relative_l2<'a>(actual: impl IntoIterator<Item = &'a f32>, expected: &[f64]) -> f64 {
+    let mut count = 0;
+    let mut error = 0.0;
+    for (a, e) in actual.into_iter().zip(expected) {
+        error += (f64::from(*a) - e).powi(2);
+        count += 1;
+    }
+    assert_eq!(count, expected.len());
+    let norm = expected.iter().map(|e| e * e).sum::<f64>();
+    if norm == 0.0 { error.sqrt() } else { (error / norm).sqrt() }
+}
