@@ -8,9 +8,13 @@ pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 pub mod dtype;
+pub mod engine;
 pub mod error;
+pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod text;
 
 pub use dtype::DType;
+pub use engine::Mamba;
 pub use error::{Error, Result};

@@ -38,8 +38,10 @@ impl Cancel {
 pub struct GenerateOptions {
     /// At most so many new tokens (at least 1).
     pub max_tokens: usize,
-    /// How each token is chosen.
+    /// How each token is chosen (its `seed` is replaced by the one below).
     pub sampler: SamplerOptions,
+    /// Key of the random draws. `None`: a session's own seed, or a new one.
+    pub seed: Option<u64>,
     /// Generation ends before the first of these strings; none of it is emitted.
     pub stop: Vec<String>,
     /// Generation ends at these ids (besides the model's own end-of-text ids); their text is not emitted.
@@ -55,6 +57,7 @@ impl Default for GenerateOptions {
         Self {
             max_tokens: 256,
             sampler: SamplerOptions::default(),
+            seed: None,
             stop: Vec::new(),
             stop_tokens: Vec::new(),
             ignore_eos: false,
@@ -191,7 +194,7 @@ pub enum Output {
         text: String,
         /// The ids, a stop token included.
         tokens: Vec<u32>,
-        /// Per token (the same order), when `logprobs` > 0 or `stream` is off.
+        /// Of each token, in the same order.
         logprobs: Vec<f32>,
         /// Why it ended.
         finish_reason: FinishReason,

@@ -1,0 +1,312 @@
+//! From a task to sequences: checks that need no computing, and tokenization on a thread of its own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::request::{Cancel, EmbedOptions, Event, GenerateOptions, Input, Output, Pooling, Task};
+use super::session::{Loan, new_seed};
+use super::worker::{Message, Sequence, Work};
+use super::{ModelInfo, Permit};
+use crate::error::{Error, Result};
+use crate::text::{StopMatcher, Tokenizer};
+
+/// A checked task and whom to answer.
+pub(crate) struct Job {
+    pub kind: Kind,
+    inputs: Vec<Input>,
+    vocab_size: usize,
+    d_model: usize,
+    reply: Option<Reply>,
+}
+
+/// What is done with the inputs.
+pub(crate) enum Kind {
+    Generate { options: GenerateOptions, stop: StopMatcher, session: Option<Loan> },
+    Append { session: Loan },
+    Forward { all: bool },
+    Score,
+    Embed { options: EmbedOptions },
+}
+
+/// Whom to answer. Exactly one final event is sent: `Failed` with `MODEL_DISPOSED` if nothing else came.
+pub(crate) struct Reply {
+    cancel: Cancel,
+    on_event: Box<dyn FnMut(Event) + Send>,
+    answered: bool,
+    _permit: Permit,
+}
+
+impl Reply {
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
+
+    /// An event that is not the last.
+    pub fn send(&mut self, event: Event) {
+        (self.on_event)(event);
+    }
+
+    /// The last event.
+    pub fn finish(mut self, result: Result<Output>) {
+        self.answer(result);
+    }
+
+    fn answer(&mut self, result: Result<Output>) {
+        self.answered = true;
+        (self.on_event)(match result {
+            Ok(output) => Event::Done(output),
+            Err(error) => Event::Failed(error),
+        });
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.answer(Err(Error::ModelDisposed));
+        }
+    }
+}
+
+/// The texts of one embedding request, computed in any order.
+pub(crate) struct EmbedGroup {
+    pub options: EmbedOptions,
+    results: Mutex<EmbedResults>,
+    cancel: Cancel,
+    failed: AtomicBool,
+}
+
+struct EmbedResults {
+    data: Vec<f32>,
+    left: usize,
+    tokens: usize,
+    reply: Option<Reply>,
+}
+
+impl EmbedGroup {
+    fn results(&self) -> std::sync::MutexGuard<'_, EmbedResults> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancel.is_cancelled() || self.failed.load(Ordering::Acquire)
+    }
+
+    /// Text `index` was `tokens` long and is `vector`; the last one answers the request.
+    pub fn add(&self, index: usize, tokens: usize, vector: &[f32]) {
+        let mut results = self.results();
+        let dimensions = vector.len();
+        if let Some(row) = results.data.get_mut(index * dimensions..(index + 1) * dimensions) {
+            row.copy_from_slice(vector);
+        }
+        results.tokens += tokens;
+        results.left -= 1;
+        if results.left == 0 {
+            let (data, tokens, reply) = (std::mem::take(&mut results.data), results.tokens, results.reply.take());
+            drop(results);
+            if let Some(reply) = reply {
+                reply.finish(Ok(Output::Embeddings { dimensions, data, tokens }));
+            }
+        }
+    }
+
+    /// One failing text fails the request.
+    pub fn fail(&self, error: Error) {
+        self.failed.store(true, Ordering::Release);
+        let reply = self.results().reply.take();
+        if let Some(reply) = reply {
+            reply.finish(Err(error));
+        }
+    }
+}
+
+impl Job {
+    /// Checks a task.
+    pub fn new(task: Task, info: &Arc<ModelInfo>, has_tokenizer: bool) -> Result<Self> {
+        let (kind, inputs) = match task {
+            Task::Generate { prompt, options } => {
+                let (options, stop) = check_generate(options, info)?;
+                (Kind::Generate { options, stop, session: None }, vec![prompt])
+            }
+            Task::Continue { session, options } => {
+                let (options, stop) = check_generate(options, info)?;
+                let session = session.lend(info)?;
+                if session.context().pending.is_none() {
+                    return Err(Error::EmptyPrompt { what: "append to the session first".into() });
+                }
+                (Kind::Generate { options, stop, session: Some(session) }, Vec::new())
+            }
+            Task::Append { session, input } => (Kind::Append { session: session.lend(info)? }, vec![input]),
+            Task::Forward { input, all } => (Kind::Forward { all }, vec![input]),
+            Task::Score { input } => (Kind::Score, vec![input]),
+            Task::Embed { inputs, options } => (Kind::Embed { options: check_embed(options, info)? }, inputs),
+        };
+        let job = Self {
+            kind,
+            inputs,
+            vocab_size: info.vocab_size,
+            d_model: info.config.d_model,
+            reply: None,
+        };
+        for (i, input) in job.inputs.iter().enumerate() {
+            match input {
+                Input::Text(_) if !has_tokenizer => return Err(Error::TokenizerMissing),
+                Input::Text(_) => {}
+                Input::Ids(ids) => job.check_ids(i, ids)?,
+            }
+        }
+        Ok(job)
+    }
+
+    pub fn with_reply(mut self, cancel: Cancel, on_event: Box<dyn FnMut(Event) + Send>, permit: Permit) -> Self {
+        self.reply = Some(Reply { cancel, on_event, answered: false, _permit: permit });
+        self
+    }
+
+    /// Whether any input must be tokenized.
+    pub fn needs_text(&self) -> bool {
+        self.inputs.iter().any(|input| matches!(input, Input::Text(_)))
+    }
+
+    fn check_ids(&self, index: usize, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.vocab_size;
+        if let Some((position, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id: i64::from(*id), position, vocab_size });
+        }
+        let needed = match self.kind {
+            Kind::Append { .. } => 0,
+            Kind::Score => 2,
+            _ => 1,
+        };
+        if ids.len() < needed {
+            return Err(Error::EmptyPrompt {
+                what: match self.kind {
+                    Kind::Score => format!("a score needs two, got {}", ids.len()),
+                    Kind::Embed { .. } => format!("input {index}"),
+                    _ => String::new(),
+                },
+            });
+        }
+        Ok(())
+    }
+
+    fn ids(&self, index: usize, input: Input, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+        match (input, tokenizer) {
+            (Input::Ids(ids), _) => Ok(ids), // checked on arrival
+            (Input::Text(text), Some(tokenizer)) => {
+                let ids = tokenizer.encode(&text)?;
+                self.check_ids(index, &ids)?;
+                Ok(ids)
+            }
+            (Input::Text(_), None) => Err(Error::TokenizerMissing),
+        }
+    }
+}
+
+/// The tokenizing thread; ends when the model's handles are gone.
+pub(crate) fn run(jobs: &Receiver<Job>, engine: &Sender<Message>, tokenizer: Option<&Tokenizer>) {
+    for job in jobs {
+        admit(job, engine, tokenizer);
+    }
+}
+
+/// Turns a job into sequences for the engine.
+pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, tokenizer: Option<&Tokenizer>) {
+    let Some(reply) = job.reply.take() else { return };
+    if reply.is_cancelled() {
+        reply.finish(Err(Error::Aborted));
+        return;
+    }
+    // Should the engine be gone, the message is dropped, and its reply says so.
+    let send = |sequence| drop(engine.send(Message::Sequence(Box::new(sequence))));
+    let inputs = std::mem::take(&mut job.inputs);
+    if let Kind::Embed { options } = job.kind {
+        let dimensions = options.dimensions.unwrap_or(job.d_model);
+        if inputs.is_empty() {
+            return reply.finish(Ok(Output::Embeddings { dimensions, data: Vec::new(), tokens: 0 }));
+        }
+        let cancel = reply.cancel.clone();
+        let results = EmbedResults {
+            data: vec![0.0; inputs.len() * dimensions],
+            left: inputs.len(),
+            tokens: 0,
+            reply: Some(reply),
+        };
+        let group = Arc::new(EmbedGroup { options, results: Mutex::new(results), cancel, failed: AtomicBool::new(false) });
+        job.kind = Kind::Embed { options };
+        for (index, input) in inputs.into_iter().enumerate() {
+            if group.is_cancelled() {
+                return group.fail(Error::Aborted);
+            }
+            match job.ids(index, input, tokenizer) {
+                Ok(ids) => send(Sequence::new(ids, Work::Embed { group: group.clone(), index })),
+                Err(error) => return group.fail(error),
+            }
+        }
+        return;
+    }
+    let ids = match inputs.into_iter().next() {
+        Some(input) => match job.ids(0, input, tokenizer) {
+            Ok(ids) => ids,
+            Err(error) => return reply.finish(Err(error)),
+        },
+        None => Vec::new(), // a session goes on from its pending token
+    };
+    send(match job.kind {
+        Kind::Generate { options, stop, session } => Sequence::generate(ids, options, stop, session, reply),
+        Kind::Append { session } if ids.is_empty() => {
+            drop(session);
+            return reply.finish(Ok(Output::Appended { tokens: 0 }));
+        }
+        Kind::Append { session } => Sequence::append(ids, session, reply),
+        Kind::Forward { all } => Sequence::new(ids, Work::Forward { all, data: Vec::new(), reply }),
+        Kind::Score => Sequence::score(ids, reply),
+        Kind::Embed { .. } => unreachable!("handled above"),
+    });
+}
+
+fn check_generate(mut options: GenerateOptions, info: &ModelInfo) -> Result<(GenerateOptions, StopMatcher)> {
+    if options.max_tokens == 0 {
+        return Err(Error::option("maxTokens", 0, "at least 1"));
+    }
+    for (position, id) in options.stop_tokens.iter().enumerate() {
+        if *id as usize >= info.vocab_size {
+            let vocab_size = info.vocab_size;
+            return Err(Error::TokenOutOfRange { id: i64::from(*id), position, vocab_size });
+        }
+    }
+    let stop = StopMatcher::new(options.stop.clone())?;
+    options.sampler.validate(info.vocab_size)?;
+    // A session without a seed of the call's keeps its own (see `Sequence::generate`).
+    options.sampler.seed = options.seed.unwrap_or_else(new_seed);
+    Ok((options, stop))
+}
+
+fn check_embed(options: EmbedOptions, info: &ModelInfo) -> Result<EmbedOptions> {
+    let d_model = info.config.d_model;
+    match options.dimensions {
+        Some(n) if n == 0 || n > d_model => {
+            Err(Error::option("dimensions", n, &format!("1 to {d_model} (the model's d_model)")))
+        }
+        _ => Ok(options),
+    }
+}
+
+impl EmbedOptions {
+    /// Turns a pooled row [d_model] of a text of `tokens` tokens into its vector.
+    pub(crate) fn vector(&self, mut row: Vec<f32>, tokens: usize) -> Vec<f32> {
+        if self.pooling == Pooling::Mean {
+            row.iter_mut().for_each(|x| *x /= tokens as f32);
+        }
+        row.truncate(self.dimensions.unwrap_or(row.len()));
+        if self.normalize {
+            let norm = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt() as f32;
+            if norm > 0.0 {
+                row.iter_mut().for_each(|x| *x /= norm);
+            }
+        }
+        row
+    }
+}

@@ -1,0 +1,389 @@
+//! One engine a model, on a thread of its own, generic over the backend: a bounded queue, state slots,
+//! admission and retirement at every step, chunked prefill, decoding of all running sequences together.
+//! Generation, sessions, scores and embeddings are its clients; there is no other way to the model.
+
+mod intake;
+mod request;
+mod session;
+mod worker;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::Sender;
+
+pub use request::{
+    Cancel, EmbedOptions, Event, FinishReason, GenerateOptions, Input, Output, Pooling, Task, TokenEvent, Usage,
+};
+pub use session::Session;
+
+use self::intake::Job;
+use self::worker::{Message, Worker};
+use crate::backend::Backend;
+use crate::checkpoint::{Checkpoint, OpenOptions};
+use crate::config::Config;
+use crate::cpu::Cpu;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::generate::SessionSnapshot;
+use crate::model::{Model, StateSpec};
+use crate::text::Tokenizer;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best that is there.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// How a model is loaded and run.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Type that the matrices are kept in; `None`: as stored in the checkpoint.
+    pub dtype: Option<DType>,
+    /// Where it runs.
+    pub device: Device,
+    /// Threads to compute on, 1 to 1024; `None`: as many as the process may use.
+    pub threads: Option<usize>,
+    /// Map the weights file instead of reading it.
+    pub mmap: bool,
+    /// Look for NaN and infinity in the weights.
+    pub validate: bool,
+    /// Another tokenizer than the checkpoint's.
+    pub tokenizer: Option<PathBuf>,
+    /// Only size-independent kernels, so that results are equal to the bit in any batch. The CPU backend
+    /// always is; the option costs nothing there.
+    pub deterministic: bool,
+    /// Sequences that are computed together, 1 to 4096: the number of state slots.
+    pub max_batch: usize,
+    /// Requests that may wait or run at a time.
+    pub queue_limit: usize,
+    /// Tokens that a step computes at most, over all sequences.
+    pub prefill_chunk: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            dtype: None,
+            device: Device::Auto,
+            threads: None,
+            mmap: true,
+            validate: false,
+            tokenizer: None,
+            deterministic: false,
+            max_batch: 32,
+            queue_limit: 1024,
+            prefill_chunk: 512,
+        }
+    }
+}
+
+impl LoadOptions {
+    fn check(&self) -> Result<()> {
+        let within = |option, value: usize, max: usize| match (1..=max).contains(&value) {
+            true => Ok(()),
+            false => Err(Error::option(option, value, &format!("1 to {max}"))),
+        };
+        within("threads", self.threads.unwrap_or(1), 1024)?;
+        within("maxBatch", self.max_batch, 4096)?;
+        within("queueLimit", self.queue_limit, 1 << 20)?;
+        within("prefillChunk", self.prefill_chunk, 1 << 16)
+    }
+}
+
+/// How far a load has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadProgress {
+    /// `validate` or `weights`.
+    pub stage: &'static str,
+    /// Bytes dealt with in this stage.
+    pub loaded_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
+/// What is known of a loaded model.
+#[derive(Debug)]
+pub struct ModelInfo {
+    /// Its shape.
+    pub config: Config,
+    /// Type of its matrices in memory.
+    pub dtype: DType,
+    /// `cpu`.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Row length of logits: the padded vocabulary.
+    pub vocab_size: usize,
+    /// Ids that end a text: the configuration's, or the tokenizer's `<|endoftext|>` where it names none.
+    pub eos_token_ids: Vec<u32>,
+    /// Tells models apart, whatever their dtype, device or file format.
+    pub fingerprint: [u8; 32],
+    /// What a state consists of.
+    pub spec: StateSpec,
+    /// Bytes of all weights in memory.
+    pub weight_bytes: u64,
+    /// Bytes of one sequence's state.
+    pub state_bytes: u64,
+    /// Number of parameters.
+    pub parameters: u64,
+}
+
+/// A loaded model. Clones are the same model; when the last one is dropped, it ends what is under way and
+/// frees its memory.
+#[derive(Clone)]
+pub struct Mamba {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    info: Arc<ModelInfo>,
+    tokenizer: Option<Tokenizer>,
+    intake: Sender<Job>,
+    engine: Sender<Message>,
+    pending: Arc<AtomicUsize>,
+    queue_limit: usize,
+    life: Arc<Life>,
+}
+
+/// Whether the engine is still there, and who wants to know when it is not.
+#[derive(Default)]
+pub(crate) struct Life {
+    state: Mutex<LifeState>,
+}
+
+#[derive(Default)]
+struct LifeState {
+    disposed: bool,
+    ended: bool,
+    waiting: Vec<Box<dyn FnOnce() + Send>>,
+}
+
+impl Life {
+    fn state(&self) -> std::sync::MutexGuard<'_, LifeState> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_disposed(&self) -> bool {
+        self.state().disposed
+    }
+
+    /// The engine's memory is freed.
+    fn end(&self) {
+        let waiting = {
+            let mut state = self.state();
+            (state.disposed, state.ended) = (true, true);
+            std::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(|tell| tell());
+    }
+}
+
+/// One place in the bounded queue, given back when the request is answered.
+pub(crate) struct Permit(Arc<AtomicUsize>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Mamba {
+    /// Loads a model and starts its engine. Blocks; call it on a thread that may.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the options or the files; `ABORTED`.
+    pub fn load(
+        path: &Path,
+        options: &LoadOptions,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        options.check()?;
+        let checkpoint = Checkpoint::open(path, &OpenOptions { mmap: options.mmap })?;
+        let tokenizer = match options.tokenizer.as_deref().or(checkpoint.tokenizer_path()) {
+            Some(path) => Some(Tokenizer::from_file(path)?),
+            None => None,
+        };
+        Self::from_checkpoint(&checkpoint, tokenizer, options, cancel, progress)
+    }
+
+    /// The same from an open checkpoint.
+    ///
+    /// # Errors
+    /// As [`Mamba::load`].
+    pub fn from_checkpoint(
+        checkpoint: &Checkpoint,
+        tokenizer: Option<Tokenizer>,
+        options: &LoadOptions,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        options.check()?;
+        let threads = match options.threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        Self::with_backend(Cpu::new(threads)?, threads, checkpoint, tokenizer, options, cancel, progress)
+    }
+
+    /// The same on a given backend; `threads` is what [`ModelInfo`] reports.
+    ///
+    /// # Errors
+    /// As [`Mamba::load`].
+    pub fn with_backend<B: Backend>(
+        mut backend: B,
+        threads: usize,
+        checkpoint: &Checkpoint,
+        tokenizer: Option<Tokenizer>,
+        options: &LoadOptions,
+        cancel: &Cancel,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Self> {
+        options.check()?;
+        let config = checkpoint.config().clone();
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_fits(config.padded_vocab_size)?;
+        }
+        let dtype = options.dtype.unwrap_or_else(|| checkpoint.dtype());
+        let total_bytes = config.parameter_count() as u64 * dtype.size() as u64;
+        let mut report = |stage, loaded_bytes: u64| {
+            progress(LoadProgress { stage, loaded_bytes: loaded_bytes.min(total_bytes), total_bytes });
+            if cancel.is_cancelled() { Err(Error::Aborted) } else { Ok(()) }
+        };
+        report("weights", 0)?;
+        if options.validate {
+            let mut elements = 0;
+            checkpoint.validate(&mut |read| {
+                elements += read;
+                report("validate", elements as u64 * dtype.size() as u64)
+            })?;
+        }
+        let mut weight_bytes = 0;
+        let model = Model::load(&mut backend, checkpoint, dtype, &mut |bytes| {
+            weight_bytes = bytes;
+            report("weights", bytes)
+        })?;
+        report("weights", total_bytes)?;
+
+        let mut eos_token_ids = config.eos_token_ids.clone();
+        if eos_token_ids.is_empty() {
+            eos_token_ids.extend(tokenizer.as_ref().and_then(|text| text.token_to_id("<|endoftext|>")));
+        }
+        let spec = model.spec().clone();
+        let info = Arc::new(ModelInfo {
+            parameters: config.parameter_count() as u64,
+            vocab_size: config.padded_vocab_size,
+            eos_token_ids,
+            config,
+            dtype,
+            device: backend.name().into(),
+            threads,
+            fingerprint: checkpoint.fingerprint()?,
+            weight_bytes,
+            state_bytes: 4 * spec.elements() as u64,
+            spec,
+        });
+        let life = Arc::new(Life::default());
+        let (engine, messages) = crossbeam_channel::unbounded();
+        let worker = Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
+        spawn("mamba-engine", move || worker.run())?;
+        let (intake, jobs) = crossbeam_channel::unbounded();
+        let (to_engine, text) = (engine.clone(), tokenizer.clone());
+        spawn("mamba-text", move || intake::run(&jobs, &to_engine, text.as_ref()))?;
+        let pending = Arc::new(AtomicUsize::new(0));
+        let queue_limit = options.queue_limit;
+        Ok(Self { shared: Arc::new(Shared { info, tokenizer, intake, engine, pending, queue_limit, life }) })
+    }
+
+    /// What is known of it.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        &self.shared.info
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// `TOKENIZER_MISSING`.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.shared.tokenizer.as_ref().ok_or(Error::TokenizerMissing)
+    }
+
+    /// Puts a request into the queue and returns at once. `on_event` is called on a thread of the model's
+    /// and must not block.
+    ///
+    /// # Errors
+    /// What can be seen without computing: `MODEL_DISPOSED`, `ABORTED`, `QUEUE_FULL`, `OPTION_INVALID`,
+    /// `TOKEN_OUT_OF_RANGE`, `EMPTY_PROMPT`, `TOKENIZER_MISSING`, `SESSION_BUSY`, `SESSION_MISMATCH`. Then
+    /// `on_event` is never called.
+    pub fn submit(
+        &self,
+        task: Task,
+        cancel: Cancel,
+        on_event: impl FnMut(Event) + Send + 'static,
+    ) -> Result<()> {
+        let shared = &*self.shared;
+        if shared.life.is_disposed() {
+            return Err(Error::ModelDisposed);
+        }
+        if cancel.is_cancelled() {
+            return Err(Error::Aborted);
+        }
+        let job = Job::new(task, &shared.info, shared.tokenizer.is_some())?;
+        let permit = Permit(shared.pending.clone());
+        if shared.pending.fetch_add(1, Ordering::AcqRel) >= shared.queue_limit {
+            return Err(Error::QueueFull { limit: shared.queue_limit });
+        }
+        let job = job.with_reply(cancel, Box::new(on_event), permit);
+        if job.needs_text() {
+            shared.intake.send(job).map_err(|_| Error::ModelDisposed)
+        } else {
+            intake::admit(job, &shared.engine, None);
+            Ok(())
+        }
+    }
+
+    /// An empty session.
+    #[must_use]
+    pub fn session(&self) -> Session {
+        Session::new(self.shared.info.clone())
+    }
+
+    /// A session from its bytes.
+    ///
+    /// # Errors
+    /// `SESSION_INVALID`, `SESSION_VERSION`, `SESSION_MISMATCH`.
+    pub fn restore(&self, bytes: &[u8]) -> Result<Session> {
+        Session::from_snapshot(SessionSnapshot::from_bytes(bytes)?, self.shared.info.clone())
+    }
+
+    /// Ends all requests with `MODEL_DISPOSED` and frees the model's memory. Returns at once and may be
+    /// called again; `on_disposed` is called when the memory is free.
+    pub fn dispose(&self, on_disposed: impl FnOnce() + Send + 'static) {
+        {
+            let mut state = self.shared.life.state();
+            state.disposed = true;
+            if !state.ended {
+                state.waiting.push(Box::new(on_disposed));
+                drop(state);
+                let _ = self.shared.engine.send(Message::Dispose);
+                return;
+            }
+        }
+        on_disposed();
+    }
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map(drop)
+        .map_err(|_| Error::OutOfMemory { bytes: 0, what: format!("the thread {name}") })
+}
