@@ -6,6 +6,7 @@
 pub mod dtype;
 pub mod error;
 pub mod model;
+pub mod text;
 
 pub use dtype::DType;
 pub use error::{Error, Result};
