@@ -5,6 +5,7 @@
 
 pub mod dtype;
 pub mod error;
+pub mod generate;
 pub mod model;
 pub mod text;
 

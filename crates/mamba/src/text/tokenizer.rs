@@ -91,6 +91,12 @@ impl Tokenizer {
     /// # Errors
     /// `TOKENIZER_INVALID` where the file's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let empty =
+            |id: &u32| if skip_special { self.is_silent(*id) } else { self.id_to_token(*id).is_none() };
+        // Some decoders panic on nothing (`BPEDecoder`).
+        if ids.iter().all(empty) {
+            return Ok(String::new());
+        }
         guarded(&self.shared.origin, || self.shared.inner.decode(ids, skip_special))
     }
 
