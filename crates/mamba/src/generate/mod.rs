@@ -2,5 +2,7 @@
 
 pub mod philox;
 mod sampler;
+mod session_file;
 
 pub use sampler::{Sampled, Sampler, SamplerOptions};
+pub use session_file::SessionSnapshot;

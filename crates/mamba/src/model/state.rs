@@ -1,7 +1,9 @@
 //! What a model remembers: a fixed number of f32 tensors per layer, whatever the context's length.
 
+use serde::{Deserialize, Serialize};
+
 /// One tensor of a layer's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateEntry {
     /// `conv_state` or `ssm_state` for Mamba-1; other mixers may name others.
     pub name: String,
@@ -22,7 +24,7 @@ impl StateEntry {
 
 /// The state of one sequence: its tensors in order, laid end to end. Slots, sessions, forks, files and the
 /// prefix cache know only this, so another kind of mixer needs no change in any of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateSpec {
     /// All tensors, layer by layer.
     pub entries: Vec<StateEntry>,
