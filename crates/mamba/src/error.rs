@@ -148,6 +148,14 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
+    /// The model's logits leave no token to choose.
+    #[error(
+        "all logits at position {position} are NaN or -infinity, expected finite ones (loading with `validate: true` finds weights that are not finite)"
+    )]
+    LogitsNotFinite {
+        /// The index in the sequence that the token would have had.
+        position: u64,
+    },
     /// The model was disposed of.
     #[error("the model was disposed of; load it again to use it")]
     ModelDisposed,
@@ -238,6 +246,7 @@ impl Error {
             Self::TokenOutOfRange { .. } => "TOKEN_OUT_OF_RANGE",
             Self::EmptyPrompt { .. } => "EMPTY_PROMPT",
             Self::OptionInvalid { .. } => "OPTION_INVALID",
+            Self::LogitsNotFinite { .. } => "LOGITS_NOT_FINITE",
             Self::ModelDisposed => "MODEL_DISPOSED",
             Self::Aborted => "ABORTED",
             Self::QueueFull { .. } => "QUEUE_FULL",
@@ -256,7 +265,9 @@ impl Error {
         let path = path.as_ref().to_path_buf();
         match source.kind() {
             std::io::ErrorKind::NotFound => Self::FileNotFound { path, expected: String::new() },
-            std::io::ErrorKind::StorageFull => Self::DiskFull { path, source },
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path, source }
+            }
             _ => Self::Io { action, path, source },
         }
     }

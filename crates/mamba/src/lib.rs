@@ -3,6 +3,7 @@
 //! Data flows one way: text → ids → model → ids or vectors → text; nothing below reaches up.
 #![deny(missing_docs)]
 
+pub mod atomic_file;
 pub mod backend;
 pub mod checkpoint;
 pub mod config;

@@ -104,7 +104,8 @@ impl EmbedGroup {
         results.tokens += tokens;
         results.left -= 1;
         if results.left == 0 {
-            let (data, tokens, reply) = (std::mem::take(&mut results.data), results.tokens, results.reply.take());
+            let (data, tokens, reply) =
+                (std::mem::take(&mut results.data), results.tokens, results.reply.take());
             drop(results);
             if let Some(reply) = reply {
                 reply.finish(Ok(Output::Embeddings { dimensions, data, tokens }));
@@ -143,13 +144,8 @@ impl Job {
             Task::Score { input } => (Kind::Score, vec![input]),
             Task::Embed { inputs, options } => (Kind::Embed { options: check_embed(options, info)? }, inputs),
         };
-        let job = Self {
-            kind,
-            inputs,
-            vocab_size: info.vocab_size,
-            d_model: info.config.d_model,
-            reply: None,
-        };
+        let job =
+            Self { kind, inputs, vocab_size: info.vocab_size, d_model: info.config.d_model, reply: None };
         for (i, input) in job.inputs.iter().enumerate() {
             match input {
                 Input::Text(_) if !has_tokenizer => return Err(Error::TokenizerMissing),
@@ -160,7 +156,12 @@ impl Job {
         Ok(job)
     }
 
-    pub fn with_reply(mut self, cancel: Cancel, on_event: Box<dyn FnMut(Event) + Send>, permit: Permit) -> Self {
+    pub fn with_reply(
+        mut self,
+        cancel: Cancel,
+        on_event: Box<dyn FnMut(Event) + Send>,
+        permit: Permit,
+    ) -> Self {
         self.reply = Some(Reply { cancel, on_event, answered: false, _permit: permit });
         self
     }
@@ -222,7 +223,8 @@ pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, tokenizer: Option<&T
     // Should the engine be gone, the message is dropped, and its reply says so.
     let send = |sequence| drop(engine.send(Message::Sequence(Box::new(sequence))));
     let inputs = std::mem::take(&mut job.inputs);
-    if let Kind::Embed { options } = job.kind {
+    if let Kind::Embed { options } = &job.kind {
+        let options = options.clone();
         let dimensions = options.dimensions.unwrap_or(job.d_model);
         if inputs.is_empty() {
             return reply.finish(Ok(Output::Embeddings { dimensions, data: Vec::new(), tokens: 0 }));
@@ -234,8 +236,12 @@ pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, tokenizer: Option<&T
             tokens: 0,
             reply: Some(reply),
         };
-        let group = Arc::new(EmbedGroup { options, results: Mutex::new(results), cancel, failed: AtomicBool::new(false) });
-        job.kind = Kind::Embed { options };
+        let group = Arc::new(EmbedGroup {
+            options,
+            results: Mutex::new(results),
+            cancel,
+            failed: AtomicBool::new(false),
+        });
         for (index, input) in inputs.into_iter().enumerate() {
             if group.is_cancelled() {
                 return group.fail(Error::Aborted);

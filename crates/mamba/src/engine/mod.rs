@@ -14,7 +14,8 @@ use std::sync::{Arc, Mutex};
 use crossbeam_channel::Sender;
 
 pub use request::{
-    Cancel, EmbedOptions, Event, FinishReason, GenerateOptions, Input, Output, Pooling, Task, TokenEvent, Usage,
+    Cancel, EmbedOptions, Event, FinishReason, GenerateOptions, Input, Output, Pooling, Task, TokenEvent,
+    Usage,
 };
 pub use session::Session;
 
@@ -291,7 +292,8 @@ impl Mamba {
         });
         let life = Arc::new(Life::default());
         let (engine, messages) = crossbeam_channel::unbounded();
-        let worker = Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
+        let worker =
+            Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
         let (to_engine, text) = (engine.clone(), tokenizer.clone());

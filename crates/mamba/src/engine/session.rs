@@ -70,7 +70,10 @@ impl Drop for Loan {
 
 impl Session {
     pub(super) fn new(info: Arc<ModelInfo>) -> Self {
-        Self::with(Context { state: None, tokens: 0, pending: None, seed: new_seed(), window: Vec::new() }, info)
+        Self::with(
+            Context { state: None, tokens: 0, pending: None, seed: new_seed(), window: Vec::new() },
+            info,
+        )
     }
 
     fn with(context: Context, info: Arc<ModelInfo>) -> Self {

@@ -100,8 +100,13 @@ impl Sequence {
                 (context.pending.into_iter().collect(), context)
             }
             None => {
-                let mut context =
-                    Context { state: None, tokens: 0, pending: None, seed: options.sampler.seed, window: Vec::new() };
+                let mut context = Context {
+                    state: None,
+                    tokens: 0,
+                    pending: None,
+                    seed: options.sampler.seed,
+                    window: Vec::new(),
+                };
                 context.remember(&ids, options.sampler.penalty_window);
                 context.pending = ids.last().copied();
                 (ids, context)
@@ -471,8 +476,10 @@ impl<B: Backend> Worker<B> {
                     let rows: Vec<u32> = (at as u32..end.min(at + LOGIT_ROWS) as u32).collect();
                     self.model.logits(&mut self.backend, &rows, &mut self.workspace)?;
                     let (old, new) = (data.len(), rows.len() * vocab);
-                    data.try_reserve(new)
-                        .map_err(|_| Error::OutOfMemory { bytes: 4 * (old + new) as u64, what: "logits".into() })?;
+                    data.try_reserve(new).map_err(|_| Error::OutOfMemory {
+                        bytes: 4 * (old + new) as u64,
+                        what: "logits".into(),
+                    })?;
                     data.resize(old + new, 0.0);
                     self.backend.read(&self.workspace.logits, 0, &mut data[old..])?;
                 }

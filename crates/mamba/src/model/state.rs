@@ -2,9 +2,10 @@
 
 use crate::backend::{Backend, StateView};
 use crate::error::Result;
+use serde::{Deserialize, Serialize};
 
 /// One tensor of a layer's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateEntry {
     /// `conv_state` or `ssm_state` for Mamba-1; other mixers may name others.
     pub name: String,
@@ -25,7 +26,7 @@ impl StateEntry {
 
 /// The state of one sequence: its tensors in order, laid end to end. Slots, sessions, forks, files and the
 /// prefix cache know only this, so another kind of mixer needs no change in any of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateSpec {
     /// All tensors, layer by layer.
     pub entries: Vec<StateEntry>,
