@@ -41,11 +41,10 @@ pub struct SessionSnapshot {
     pub tokens: u64,
     /// The context's last token, if the state has not consumed it yet.
     pub pending: Option<u32>,
-    /// What the detokenizer needs to go on ([`Detokenizer::tail`](crate::text::Detokenizer::tail)).
-    pub tail: Vec<u32>,
     /// The draws' key.
     pub seed: u64,
-    /// The last `penaltyWindow` tokens of the context, oldest first.
+    /// The last tokens of the context, the pending one included, oldest first: at least `penaltyWindow` of them
+    /// for the penalties, of which the newest few tell the detokenizer about an unfinished character.
     pub window: Vec<u32>,
     /// Of the model that it belongs to.
     pub fingerprint: [u8; 32],
@@ -62,7 +61,6 @@ struct Header {
     spec: StateSpec,
     tokens: u64,
     pending: Option<u32>,
-    tail: Vec<u32>,
     seed: u64,
     window: Vec<u32>,
     fingerprint: String,
@@ -82,7 +80,6 @@ impl SessionSnapshot {
             spec: self.spec.clone(),
             tokens: self.tokens,
             pending: self.pending,
-            tail: self.tail.clone(),
             seed: self.seed,
             window: self.window.clone(),
             fingerprint: hex(&self.fingerprint),
@@ -135,7 +132,6 @@ impl SessionSnapshot {
             state: values.iter().map(|x| f32::from_le_bytes(*x)).collect(),
             tokens: header.tokens,
             pending: header.pending,
-            tail: header.tail,
             seed: header.seed,
             window: header.window,
             fingerprint,
@@ -280,7 +276,6 @@ mod tests {
             state,
             tokens: 1_000_000_000_000,
             pending: Some(77),
-            tail: vec![1, 2],
             seed: u64::MAX,
             window: (1000..1256).collect(),
             fingerprint: std::array::from_fn(|i| i as u8 * 7),
@@ -308,7 +303,7 @@ mod tests {
 
     fn header_with(shape: &str, fingerprint: &str) -> String {
         format!(
-            r#"{{"spec":{{"entries":[{{"name":"x","layer":0,"shape":{shape}}}]}},"tokens":1,"pending":null,"tail":[],"seed":0,"window":[],"fingerprint":"{fingerprint}","dtype":"f32","device":"cpu"}}"#
+            r#"{{"spec":{{"entries":[{{"name":"x","layer":0,"shape":{shape}}}]}},"tokens":1,"pending":null,"seed":0,"window":[],"fingerprint":"{fingerprint}","dtype":"f32","device":"cpu"}}"#
         )
     }
 
@@ -320,7 +315,7 @@ mod tests {
         let path = folder.path().join("chat.session");
         before.save(&path).unwrap();
         assert!(same(&before, &SessionSnapshot::load(&path).unwrap()));
-        let nothing = SessionSnapshot { pending: None, window: vec![], tail: vec![], tokens: 0, ..before };
+        let nothing = SessionSnapshot { pending: None, window: vec![], tokens: 0, ..before };
         assert!(same(&nothing, &SessionSnapshot::from_bytes(&nothing.to_bytes()).unwrap()));
     }
 

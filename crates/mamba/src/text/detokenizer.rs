@@ -264,11 +264,15 @@ mod tests {
         for ids in sequences {
             for cut in 0..=ids.len() {
                 let mut first = Detokenizer::new(tokenizer.clone(), vec![]).unwrap();
-                let mut text: String = ids[..cut].iter().map(|id| first.push(*id).unwrap()).collect();
-                let mut second = Detokenizer::new(tokenizer.clone(), first.tail().to_vec()).unwrap();
-                text.extend(ids[cut..].iter().map(|id| second.push(*id).unwrap()));
-                text += &second.flush().unwrap();
-                assert_eq!(text, tokenizer.decode(&ids, true).unwrap(), "cut at {cut}");
+                let text: String = ids[..cut].iter().map(|id| first.push(*id).unwrap()).collect();
+                // Of its own tail, or of all ids so far, as a session keeps them.
+                for tail in [first.tail(), &ids[..cut]] {
+                    let mut second = Detokenizer::new(tokenizer.clone(), tail.to_vec()).unwrap();
+                    let mut text = text.clone();
+                    text.extend(ids[cut..].iter().map(|id| second.push(*id).unwrap()));
+                    text += &second.flush().unwrap();
+                    assert_eq!(text, tokenizer.decode(&ids, true).unwrap(), "cut at {cut}");
+                }
             }
         }
     }

@@ -181,7 +181,7 @@ pub(super) mod tests {
     const BLANKS: &str = r#""pre_tokenizer":{"type":"WhitespaceSplit"},"#;
 
     fn invalid(result: Result<Tokenizer>) -> String {
-        let error = result.err().expect("refused");
+        let error = result.expect_err("refused");
         assert_eq!(error.code(), "TOKENIZER_INVALID");
         error.to_string()
     }
