@@ -1,0 +1,238 @@
+//! A tensor in a checkpoint: where it lies, and its values as f32.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// Element types that weights may be stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Narrowed to f32.
+    F64,
+    /// As it is.
+    F32,
+    /// Widened.
+    F16,
+    /// Widened.
+    BF16,
+}
+
+impl Stored {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+        }
+    }
+
+    fn to_f32(self, bytes: &[u8], out: &mut [f32]) {
+        fn each<const N: usize>(bytes: &[u8], out: &mut [f32], read: impl Fn([u8; N]) -> f32) {
+            let (elements, _) = bytes.as_chunks::<N>();
+            out.iter_mut().zip(elements).for_each(|(x, bytes)| *x = read(*bytes));
+        }
+        match self {
+            Self::F64 => each(bytes, out, |b| f64::from_le_bytes(b) as f32),
+            Self::F32 => each(bytes, out, f32::from_le_bytes),
+            Self::F16 => each(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
+            Self::BF16 => each(bytes, out, |b| half::bf16::from_le_bytes(b).to_f32()),
+        }
+    }
+}
+
+/// A weights file, mapped or to be read. Its length was taken when it was opened; nobody reads beyond it.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub path: PathBuf,
+    pub len: u64,
+    access: Access,
+}
+
+#[derive(Debug)]
+enum Access {
+    Mapped(Mmap),
+    Read(File),
+}
+
+impl Source {
+    pub fn open(path: &Path, mmap: bool) -> Result<Arc<Self>> {
+        let file = File::open(path).map_err(|error| Error::io("open", path, error))?;
+        let metadata = file.metadata().map_err(|error| Error::io("read", path, error))?;
+        if !metadata.is_file() {
+            return Err(Error::CheckpointInvalid { path: path.into(), reason: "not a file".into() });
+        }
+        let access = if mmap && metadata.len() > 0 {
+            // SAFETY: the mapping is only read, within the length taken now. A file that another process
+            // cuts short meanwhile kills this one (SIGBUS): documented, and why `mmap: false` exists.
+            let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io("map", path, error))?;
+            Access::Mapped(map)
+        } else {
+            Access::Read(file)
+        };
+        Ok(Arc::new(Self { path: path.into(), len: metadata.len(), access }))
+    }
+
+    /// Hands `use_bytes` the bytes of a range that lies within the file.
+    pub fn with<T>(&self, from: u64, len: usize, use_bytes: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        let truncated = || Error::CheckpointInvalid {
+            path: self.path.clone(),
+            reason: format!("{} bytes long, expected {len} bytes from {from} on", self.len),
+        };
+        if from.checked_add(len as u64).is_none_or(|end| end > self.len) {
+            return Err(truncated());
+        }
+        match &self.access {
+            Access::Mapped(map) => {
+                let from = from as usize;
+                let result = use_bytes(&map[from..from + len]);
+                #[cfg(unix)]
+                release(map, from, len);
+                Ok(result)
+            }
+            Access::Read(file) => {
+                let mut bytes = vec![0; len];
+                read_exact_at(file, from, &mut bytes).map_err(|error| match error.kind() {
+                    std::io::ErrorKind::UnexpectedEof => truncated(),
+                    _ => Error::io("read", &self.path, error),
+                })?;
+                Ok(use_bytes(&bytes))
+            }
+        }
+    }
+}
+
+/// Gives back the mapped pages that lie wholly within a range, so that a load's memory does not grow with
+/// the file. They come back from the file if they are read again.
+#[cfg(unix)]
+fn release(map: &Mmap, from: usize, len: usize) {
+    // Several threads read neighbouring ranges; rounding inwards to large pages' halves would gain nothing.
+    const PAGE: usize = 1 << 16; // at least the page size of every platform
+    let start = from.next_multiple_of(PAGE);
+    let end = (from + len) / PAGE * PAGE;
+    if start < end {
+        // SAFETY: the mapping is private to reading: dropped pages are read from the file again.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, from: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, from)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut from: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, from)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            n => (from, bytes) = (from + n as u64, &mut bytes[n..]),
+        }
+    }
+    Ok(())
+}
+
+/// A tensor of a checkpoint. Its values are read when they are asked for.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its canonical (official) name.
+    pub name: String,
+    /// Outermost first.
+    pub shape: Vec<usize>,
+    data: Data,
+}
+
+#[derive(Clone, Debug)]
+enum Data {
+    File { source: Arc<Source>, offset: u64, stored: Stored },
+    Memory(Arc<[f32]>),
+}
+
+impl Tensor {
+    /// A tensor of values in memory, row-major; for tests, benches and conversion.
+    ///
+    /// # Panics
+    /// If there are more or fewer values than the shape has.
+    #[must_use]
+    pub fn from_memory(name: &str, shape: Vec<usize>, values: Vec<f32>) -> Self {
+        assert_eq!(values.len(), shape.iter().product::<usize>(), "values of {name} {shape:?}");
+        Self { name: name.into(), shape, data: Data::Memory(values.into()) }
+    }
+
+    /// A tensor at `offset` of a file. That it lies within the file is checked here.
+    pub(super) fn in_file(
+        name: String,
+        shape: Vec<usize>,
+        source: Arc<Source>,
+        offset: u64,
+        stored: Stored,
+    ) -> Result<Self> {
+        let bytes = shape
+            .iter()
+            .try_fold(stored.size() as u64, |bytes, n| bytes.checked_mul(*n as u64))
+            .filter(|bytes| offset.checked_add(*bytes).is_some_and(|end| end <= source.len));
+        if bytes.is_none() {
+            return Err(Error::CheckpointInvalid {
+                path: source.path.clone(),
+                reason: format!(
+                    "tensor `{name}` of shape {shape:?} at byte {offset} reaches beyond the file's {} bytes",
+                    source.len
+                ),
+            });
+        }
+        Ok(Self { name, shape, data: Data::File { source, offset, stored } })
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The type that it is stored in.
+    #[must_use]
+    pub fn stored(&self) -> Stored {
+        match &self.data {
+            Data::File { stored, .. } => *stored,
+            Data::Memory(_) => Stored::F32,
+        }
+    }
+
+    /// Reads `out.len()` elements as f32, from flat row-major element `start` on. Mapped pages are given back
+    /// at once, so memory does not grow with the file.
+    ///
+    /// # Errors
+    /// `CHECKPOINT_INVALID` beyond the tensor or the file's end, `IO_ERROR`.
+    pub fn read_f32(&self, start: usize, out: &mut [f32]) -> Result<()> {
+        if start.checked_add(out.len()).is_none_or(|end| end > self.elements()) {
+            return Err(Error::Internal {
+                message: format!("{} elements from {start} of `{}` {:?}", out.len(), self.name, self.shape),
+            });
+        }
+        match &self.data {
+            Data::Memory(values) => {
+                out.copy_from_slice(&values[start..start + out.len()]);
+                Ok(())
+            }
+            Data::File { source, offset, stored } => {
+                let (from, len) = (offset + (start * stored.size()) as u64, out.len() * stored.size());
+                source.with(from, len, |bytes| stored.to_f32(bytes, out))
+            }
+        }
+    }
+
+    /// The whole tensor as f32.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_f32`].
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; self.elements()];
+        self.read_f32(0, &mut values)?;
+        Ok(values)
+    }
+}
