@@ -193,18 +193,49 @@ fn pytorch_files() {
     assert_eq!(checkpoint.fingerprint().unwrap(), original.fingerprint().unwrap());
 }
 
+/// The reference checkpoint's own pickle (tests/data/README.md), its storages filled from the safetensors file.
 #[test]
-fn a_file_that_torch_wrote() {
-    // The reference checkpoint's last tensors, as torch.save writes them (tests/data/README.md).
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/torch.bin");
-    let found = pytorch::read(&path, true).unwrap();
+fn what_torch_wrote() {
+    let pickle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/torch-data.pkl");
+    let pickle = std::fs::read(pickle).unwrap();
     let reference = open(&models()).unwrap();
-    assert_eq!(found.len(), 3);
-    for found in found {
-        let Found::Tensor(tensor) = found else { panic!("{}", found.name()) };
-        let expected = reference.tensor(&tensor.name).unwrap().to_vec().unwrap();
-        assert_eq!(tensor.to_vec().unwrap(), expected, "{}", tensor.name);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pytorch_model.bin");
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    archive.start_file("archive/data.pkl", options).unwrap();
+    archive.write_all(&pickle).unwrap();
+    // torch numbers the storages in the order of the state dict, which is the module's: embedding, layers,
+    // norm_f; the tied head shares the embedding's.
+    let order = [
+        "norm.weight",
+        "mixer.A_log",
+        "mixer.D",
+        "mixer.in_proj.weight",
+        "mixer.conv1d.weight",
+        "mixer.conv1d.bias",
+        "mixer.x_proj.weight",
+        "mixer.dt_proj.weight",
+        "mixer.dt_proj.bias",
+        "mixer.out_proj.weight",
+    ];
+    let layers = (0..12).flat_map(|l| order.map(|name| format!("backbone.layers.{l}.{name}")));
+    let names = ["backbone.embedding.weight".to_owned()].into_iter().chain(layers);
+    for (key, name) in names.chain(["backbone.norm_f.weight".to_owned()]).enumerate() {
+        let tensor = reference.tensor(&name).unwrap();
+        let values = tensor.to_vec().unwrap();
+        archive.start_file(format!("archive/data/{key}"), options).unwrap();
+        let bytes: Vec<u8> = match tensor.stored() {
+            Stored::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        archive.write_all(&bytes).unwrap();
     }
+    archive.finish().unwrap();
+    std::fs::copy(models().join("config.json"), folder.path().join("config.json")).unwrap();
+    let checkpoint = open(folder.path()).unwrap();
+    assert_same(&reference, &checkpoint, 0.0);
+    assert_eq!(checkpoint.fingerprint().unwrap(), reference.fingerprint().unwrap());
 }
 
 #[test]

@@ -409,7 +409,7 @@ impl<B: Backend> Worker<B> {
             }
         }
         let vocab = self.model.vocab_size();
-        let mut ended = vec![None; self.running.len()];
+        let mut outcomes: Vec<Result<Option<FinishReason>>> = self.running.iter().map(|_| Ok(None)).collect();
         for chunk in rows.chunks(LOGIT_ROWS) {
             let indices: Vec<u32> = chunk.iter().map(|(_, row)| *row).collect();
             self.model.logits(&mut self.backend, &indices, &mut self.workspace)?;
@@ -418,17 +418,21 @@ impl<B: Backend> Worker<B> {
             for ((i, _), logits) in chunk.iter().zip(self.logits.chunks_exact_mut(vocab)) {
                 let Running { sequence, .. } = &mut self.running[*i];
                 let Work::Generate(generation) = &mut sequence.work else { continue };
-                let sampled = generation.sampler.sample(logits, generation.context.tokens)?;
-                sequence.ids.clear();
-                sequence.ids.push(sampled.token);
-                sequence.done = 0;
-                ended[*i] = generation.take(sampled, &self.info)?;
+                let sampled = generation.sampler.sample(logits, generation.context.tokens);
+                outcomes[*i] = sampled.and_then(|sampled| {
+                    sequence.ids.clear();
+                    sequence.ids.push(sampled.token);
+                    sequence.done = 0;
+                    generation.take(sampled, &self.info)
+                });
             }
         }
-        for i in (0..self.running.len()).rev() {
-            let result = match ended[i] {
-                Some(reason) => self.finish_generation(i, reason),
-                None => self.advance(i),
+        // From the last to the first, so that removing one leaves the others where they are.
+        for (i, outcome) in outcomes.into_iter().enumerate().rev() {
+            let result = match outcome {
+                Ok(Some(reason)) => self.finish_generation(i, reason),
+                Ok(None) => self.advance(i),
+                Err(error) => Err(error),
             };
             if let Err(error) = result {
                 let Running { sequence, slot, .. } = self.running.remove(i);
@@ -557,15 +561,22 @@ impl Generation {
         if finish.is_none() && self.tokens.len() >= self.options.max_tokens {
             finish = Some(FinishReason::Length);
         }
-        // At the end, what was held back as the possible beginning of a stop string is text after all (after
-        // a match nothing is held back).
+        // At the end, what was held back is text after all, unless it holds a stop string.
         if finish.is_some() {
+            let mut rest = String::new();
             if let (Some(detokenizer), None) = (&mut self.detokenizer, &self.session) {
-                // An incomplete character never becomes text.
-                let rest = detokenizer.flush()?;
-                text.push_str(&self.stop.push(rest.trim_end_matches(char::REPLACEMENT_CHARACTER)).emit);
+                rest = detokenizer.flush()?;
             }
-            text.push_str(&self.stop.flush().emit);
+            // An incomplete character never becomes text.
+            let steps =
+                [self.stop.push(rest.trim_end_matches(char::REPLACEMENT_CHARACTER)), self.stop.flush()];
+            for step in steps {
+                text.push_str(&step.emit);
+                if step.matched.is_some() {
+                    finish = Some(FinishReason::Stop);
+                    break;
+                }
+            }
         }
         self.text.push_str(&text);
         if self.options.stream {
