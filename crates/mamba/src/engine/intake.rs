@@ -34,8 +34,8 @@ pub(crate) enum Kind {
 pub(crate) struct Reply {
     cancel: Cancel,
     on_event: Box<dyn FnMut(Event) + Send>,
-    answered: bool,
-    _permit: Permit,
+    /// Gone once the last event is sent.
+    permit: Option<Permit>,
 }
 
 impl Reply {
@@ -54,7 +54,8 @@ impl Reply {
     }
 
     fn answer(&mut self, result: Result<Output>) {
-        self.answered = true;
+        // Whoever hears of the end may ask for something else at once.
+        drop(self.permit.take());
         (self.on_event)(match result {
             Ok(output) => Event::Done(output),
             Err(error) => Event::Failed(error),
@@ -64,7 +65,7 @@ impl Reply {
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if !self.answered {
+        if self.permit.is_some() {
             self.answer(Err(Error::ModelDisposed));
         }
     }
@@ -162,7 +163,7 @@ impl Job {
         on_event: Box<dyn FnMut(Event) + Send>,
         permit: Permit,
     ) -> Self {
-        self.reply = Some(Reply { cancel, on_event, answered: false, _permit: permit });
+        self.reply = Some(Reply { cancel, on_event, permit: Some(permit) });
         self
     }
 
