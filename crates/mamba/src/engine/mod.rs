@@ -63,7 +63,7 @@ pub struct LoadOptions {
     pub max_batch: usize,
     /// Requests that may wait or run at a time.
     pub queue_limit: usize,
-    /// Tokens that a step computes at most, over all sequences.
+    /// Tokens that a step computes at most, over all sequences (and at least `max_batch`).
     pub prefill_chunk: usize,
 }
 

@@ -383,10 +383,10 @@ impl<W> Product<W> {
                         S::prefetch(at.wrapping_add(24 * PANEL).cast());
                     }
                     let w: [S::F; VECTORS] = std::array::from_fn(|v| load::<S, _>(at.add(v * S::LANES)));
-                    for r in 0..ROWS {
+                    for (r, sums) in sums.iter_mut().enumerate() {
                         let x = S::splat(*x.add(r * self.x_stride + i));
-                        for v in 0..VECTORS {
-                            sums[r][v] = S::mul_add(x, w[v], sums[r][v]);
+                        for (w, sum) in w.into_iter().zip(sums) {
+                            *sum = S::mul_add(x, w, *sum);
                         }
                     }
                 }
