@@ -24,9 +24,14 @@ fn main() {
     let checkpoint = Checkpoint::random(Config::from_json(&config).expect("a shape"), 1);
     let options = LoadOptions { dtype: Some(dtype), threads: Some(threads), ..LoadOptions::default() };
     let began = Instant::now();
-    let model =
-        Mamba::from_checkpoint(&checkpoint, None, &options, &Cancel::default(), &mut |_| {}).expect("a model");
-    println!("{} parameters, {}, {threads} threads, packed in {:.2?}", model.info().parameters, dtype.name(), began.elapsed());
+    let model = Mamba::from_checkpoint(&checkpoint, None, &options, &Cancel::default(), &mut |_| {})
+        .expect("a model");
+    println!(
+        "{} parameters, {}, {threads} threads, packed in {:.2?}",
+        model.info().parameters,
+        dtype.name(),
+        began.elapsed()
+    );
     drop(checkpoint);
 
     let ids = |n: usize| Input::Ids((0..n as u32).map(|i| i * 7919 % vocab).collect());
