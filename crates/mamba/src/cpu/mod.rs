@@ -27,7 +27,7 @@ impl Cpu {
     /// has.
     ///
     /// # Errors
-    /// `OUT_OF_MEMORY` when the operating system gives no thread.
+    /// `DEVICE_UNAVAILABLE` when the operating system gives no thread.
     pub fn new(threads: usize) -> Result<Self> {
         Self::with_level(threads, Level::detect())
     }
