@@ -1,9 +1,44 @@
-//! The Node binding: argument checks and conversions, nothing else.
+//! The Node binding: argument checks and conversions, nothing else. lib/ in TypeScript turns its callbacks
+//! into promises and async iterators; nobody else calls it.
+//!
+//! What takes time runs on a thread of the model's or on one of its own, never on libuv's pool, and answers
+//! through a callback `(error, value)`. Errors carry the core crate's `code` and message. No panic crosses
+//! into Node: entry points catch it, and so does the engine.
+
+mod callback;
+mod convert;
+mod load;
+mod model;
+mod session;
 
 use napi_derive::napi;
 
-/// The version of this binary, equal to the package's.
-#[napi]
-pub fn version() -> String {
-    env!("CARGO_PKG_VERSION").to_owned()
+/// What this binary is.
+#[napi(object, object_from_js = false)]
+pub struct NativeDiagnosis {
+    /// Of the crate.
+    pub version: String,
+    /// `linux`, `macos`, `windows`.
+    pub os: String,
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    /// The vector instructions that the kernels use on this processor.
+    pub simd: String,
+    /// Processors that the process may use.
+    pub processors: u32,
+    /// What `device` may be, besides `auto`.
+    pub devices: Vec<String>,
+}
+
+/// What this binary is and what it found.
+#[napi(catch_unwind)]
+pub fn diagnose() -> NativeDiagnosis {
+    NativeDiagnosis {
+        version: env!("CARGO_PKG_VERSION").into(),
+        os: std::env::consts::OS.into(),
+        arch: std::env::consts::ARCH.into(),
+        simd: mamba::cpu::simd::Level::detect().name().into(),
+        processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+        devices: vec!["cpu".into()],
+    }
 }

@@ -195,7 +195,7 @@ impl Config {
             "pad_vocab_size_multiple": self.pad_vocab_size_multiple,
             "tie_embeddings": self.tie_embeddings,
         });
-        if self.d_inner % self.d_model == 0 {
+        if self.d_inner.is_multiple_of(self.d_model) {
             value["ssm_cfg"]["expand"] = json!(self.d_inner / self.d_model);
         }
         if let Some(bos) = self.bos_token_id {

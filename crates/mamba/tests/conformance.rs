@@ -92,7 +92,7 @@ impl Runner {
 
     fn logits(&mut self, rows: &[u32]) -> Vec<f32> {
         self.model.logits(&mut self.cpu, rows, &mut self.workspace).unwrap();
-        let mut logits = vec![0.0; rows.len() * self.model.vocab_size()];
+        let mut logits = vec![0.0; rows.len() * self.model.padded_vocab_size()];
         self.cpu.read(&self.workspace.logits, 0, &mut logits).unwrap();
         logits
     }
@@ -104,7 +104,7 @@ impl Runner {
         for window in 0..8 {
             let ids = &ids[window * 1024..window * 1024 + 1025];
             self.run(&ids[..1024], true);
-            let logits = View::dense(&self.workspace.logits, 1024, self.model.vocab_size());
+            let logits = View::dense(&self.workspace.logits, 1024, self.model.padded_vocab_size());
             let mut logprobs = vec![f32::NAN; 1024];
             self.cpu.token_logprobs(logits, &ids[1..], &mut logprobs).unwrap();
             nll.extend(logprobs.iter().map(|x| -x));
@@ -129,7 +129,7 @@ fn logits_and_hidden_states() {
         let mut runner = Runner::new(DType::F32, 2, level);
         for prompt in 0..3 {
             let (hidden, logits) = runner.run(&truth.ids(&format!("prompt{prompt}.ids")), true);
-            let last = &logits[logits.len() - runner.model.vocab_size()..];
+            let last = &logits[logits.len() - runner.model.padded_vocab_size()..];
             let mut errors =
                 vec![relative_l2(last, &wide(&truth.floats(&format!("prompt{prompt}.logits_last"))))];
             if truth.has(&format!("prompt{prompt}.logits")) {
@@ -180,7 +180,7 @@ fn greedy_continuations() {
     for prompt in 0..3 {
         let expected = truth.ids(&format!("prompt{prompt}.greedy"));
         let (_, logits) = runner.run(&truth.ids(&format!("prompt{prompt}.ids")), true);
-        let vocab = runner.model.vocab_size();
+        let vocab = runner.model.padded_vocab_size();
         let mut generated = vec![argmax(&logits[logits.len() - vocab..])];
         while generated.len() < 64 {
             let (_, logits) = runner.run(&generated[generated.len() - 1..], false);

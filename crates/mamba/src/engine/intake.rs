@@ -22,6 +22,7 @@ pub(crate) struct Job {
 }
 
 /// What is done with the inputs.
+#[allow(clippy::large_enum_variant)] // one a request, moved twice
 pub(crate) enum Kind {
     Generate { options: GenerateOptions, stop: StopMatcher, session: Option<Loan> },
     Append { session: Loan },

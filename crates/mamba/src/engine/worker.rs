@@ -408,7 +408,7 @@ impl<B: Backend> Worker<B> {
                 rows.push((i, (self.batch.cu_seqlens[i + 1] - 1) as u32));
             }
         }
-        let vocab = self.model.vocab_size();
+        let vocab = self.model.padded_vocab_size();
         let mut outcomes: Vec<Result<Option<FinishReason>>> = self.running.iter().map(|_| Ok(None)).collect();
         for chunk in rows.chunks(LOGIT_ROWS) {
             let indices: Vec<u32> = chunk.iter().map(|(_, row)| *row).collect();
@@ -475,7 +475,7 @@ impl<B: Backend> Worker<B> {
                     (false, true) => end - 1,
                     (false, false) => end,
                 };
-                let vocab = self.model.vocab_size();
+                let vocab = self.model.padded_vocab_size();
                 for at in (from..end).step_by(LOGIT_ROWS) {
                     let rows: Vec<u32> = (at as u32..end.min(at + LOGIT_ROWS) as u32).collect();
                     self.model.logits(&mut self.backend, &rows, &mut self.workspace)?;
@@ -495,7 +495,8 @@ impl<B: Backend> Worker<B> {
                     // Row `at` is token `done - (end - at)` of the text, which predicts the next one.
                     let first = done - (end - at) + 1;
                     let mut out = vec![0.0; rows.len()];
-                    let logits = View::dense(&self.workspace.logits, rows.len(), self.model.vocab_size());
+                    let logits =
+                        View::dense(&self.workspace.logits, rows.len(), self.model.padded_vocab_size());
                     self.backend.token_logprobs(logits, &ids[first..first + rows.len()], &mut out)?;
                     logprobs.extend(out);
                 }
@@ -521,7 +522,7 @@ impl<B: Backend> Worker<B> {
                 reply.finish(Ok(Output::Appended { tokens }));
             }
             Work::Forward { data, reply, .. } => {
-                let rows = data.len() / self.model.vocab_size();
+                let rows = data.len() / self.model.padded_vocab_size();
                 reply.finish(Ok(Output::Logits { rows, data }));
             }
             Work::Score { ids, logprobs, reply } => reply.finish(Ok(Output::Scores { ids, logprobs })),

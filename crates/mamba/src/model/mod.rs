@@ -69,7 +69,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// Row length of [`Model::logits`]: the padded vocabulary.
-    pub fn vocab_size(&self) -> usize {
+    pub fn padded_vocab_size(&self) -> usize {
         self.config.padded_vocab_size
     }
 
@@ -116,7 +116,7 @@ impl<B: Backend> Model<B> {
         let hidden = View::dense(&workspace.hidden, workspace.max_tokens(), d_model);
         backend.gather(hidden, rows, ViewMut::dense(&mut workspace.selected, n, d_model))?;
         let selected = View::dense(&workspace.selected, n, d_model);
-        let logits = ViewMut::dense(&mut workspace.logits, n, self.vocab_size());
+        let logits = ViewMut::dense(&mut workspace.logits, n, self.padded_vocab_size());
         match &self.lm_head {
             Some(head) => head.forward(backend, selected, logits),
             None => backend.linear(selected, &self.embedding, None, logits),

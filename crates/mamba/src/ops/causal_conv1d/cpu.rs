@@ -100,8 +100,8 @@ impl Conv {
             let bias = self.bias.map_or(S::splat(0.0), |bias| S::load_first(bias.add(channel), lanes));
             // The first slot is shifted out by the first input.
             if let (Some(window), false) = (self.window, self.fresh) {
-                for k in 1..d_conv {
-                    x[k] = S::load_first(window.add(at(k - 1)), lanes);
+                for (k, x) in x[1..].iter_mut().enumerate() {
+                    *x = S::load_first(window.add(at(k)), lanes);
                 }
             }
             for t in self.begin..self.end {
@@ -110,14 +110,14 @@ impl Conv {
                 }
                 x[d_conv - 1] = S::load_first(self.x.at(t, channel), lanes);
                 let mut sum = bias;
-                for k in 0..d_conv {
-                    sum = S::mul_add(w[k], x[k], sum);
+                for (w, x) in w.iter().zip(&*x) {
+                    sum = S::mul_add(*w, *x, sum);
                 }
                 S::store_first(self.out.at(t, channel), math::silu::<S>(sum), lanes);
             }
             if let Some(window) = self.window {
-                for k in 1..d_conv {
-                    S::store_first(window.add(at(k - 1)), x[k], lanes);
+                for (k, x) in x[1..].iter().enumerate() {
+                    S::store_first(window.add(at(k)), *x, lanes);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use crate::cpu::memory::Aligned;
 use crate::cpu::threads::Threads;
 use crate::cpu::{MutMatrix, Shareable};
-use crate::ops::linear::cpu::Packed;
+use crate::ops::linear::Packed;
 
 /// `out[t] = table[ids[t]]`; the ids are below the table's rows (the engine checks them on arrival).
 pub fn embedding(
@@ -17,10 +17,11 @@ pub fn embedding(
     let block = ids.len().div_ceil(4 * threads.count()).max(8);
     threads.run(ids.len().div_ceil(block), &|task| {
         let out = &out;
-        for t in task * block..ids.len().min((task + 1) * block) {
+        let from = task * block;
+        for (t, id) in ids.iter().enumerate().skip(from).take(block) {
             // SAFETY: tasks have disjoint rows, in range by the check of the matrix above.
             let row = unsafe { std::slice::from_raw_parts_mut(out.0.at(t, 0), d_model) };
-            table.row(ids[t] as usize, row);
+            table.row(*id as usize, row);
         }
     });
 }

@@ -1,0 +1,254 @@
+//! A loaded model and what can be asked of it.
+
+use std::sync::Arc;
+
+use mamba::Mamba;
+use mamba::engine::{Cancel, Event, Task};
+use napi::bindgen_prelude::*;
+use napi::threadsafe_function::UnknownReturnValue;
+use napi_derive::napi;
+
+use crate::callback::{Callback, Result, caught, internal, spawn, to_js};
+use crate::convert::{Ids, NativeEmbedOptions, NativeEvent, NativeGenerateOptions, NativeInput, input};
+use crate::session::{NativeSession, read_session};
+
+/// Disposes of the model when nothing in this environment refers to it any more: neither the handle, which
+/// goes with garbage collection or the environment, nor a request under way.
+#[derive(Clone)]
+pub struct Handle(Arc<Disposing>);
+
+struct Disposing(Mamba);
+
+impl Drop for Disposing {
+    fn drop(&mut self) {
+        self.0.dispose(|| {});
+    }
+}
+
+impl Handle {
+    pub fn new(model: Mamba) -> Self {
+        Self(Arc::new(Disposing(model)))
+    }
+
+    fn model(&self) -> &Mamba {
+        &self.0.0
+    }
+}
+
+/// Something under way.
+#[napi]
+pub struct NativeJob(pub(crate) Cancel);
+
+#[napi]
+impl NativeJob {
+    /// Ends it within one step; its callback then gets `ABORTED`, unless it is done by then.
+    #[napi(catch_unwind)]
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
+}
+
+/// What is known of a model.
+#[napi(object, object_from_js = false)]
+pub struct NativeInfo {
+    /// JSON with the official field names.
+    pub config: String,
+    /// `f32`, `bf16`, `f16`.
+    pub dtype: &'static str,
+    /// `cpu`.
+    pub device: String,
+    /// Threads that compute.
+    pub threads: u32,
+    /// Row length of logits.
+    pub vocab_size: u32,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+    /// Hexadecimal.
+    pub fingerprint: String,
+    /// Bytes of all weights.
+    pub weight_bytes: f64,
+    /// Bytes of one state.
+    pub state_bytes: f64,
+    /// Number of parameters.
+    pub parameters: f64,
+    /// Tokens of the tokenizer, where there is one.
+    pub tokenizer_size: Option<u32>,
+}
+
+/// A loaded model.
+#[napi(custom_finalize)]
+pub struct NativeModel {
+    handle: Handle,
+    /// What V8 was told that this small object holds.
+    external_bytes: i64,
+}
+
+impl ObjectFinalize for NativeModel {
+    fn finalize(self, env: Env) -> napi::Result<()> {
+        env.adjust_external_memory(-self.external_bytes)?;
+        Ok(())
+    }
+}
+
+type OnEvent<'a> = Function<'a, NativeEvent, UnknownReturnValue>;
+
+impl NativeModel {
+    pub fn new(handle: Handle, env: &Env) -> napi::Result<Self> {
+        let external_bytes = handle.model().info().weight_bytes as i64;
+        env.adjust_external_memory(external_bytes)?;
+        Ok(Self { handle, external_bytes })
+    }
+
+    fn submit(&self, task: Task, on_event: &OnEvent<'_>) -> Result<NativeJob> {
+        let callback = Callback::new(on_event, self.handle.clone())?;
+        let cancel = Cancel::default();
+        let job = cancel.clone();
+        self.handle
+            .model()
+            .submit(task, cancel.clone(), move |event| {
+                let there = callback.call(match event {
+                    Event::Token(token) => Ok(token.into()),
+                    Event::Done(output) => Ok(output.into()),
+                    Event::Failed(error) => Err(error),
+                });
+                if !there {
+                    cancel.cancel();
+                }
+            })
+            .map_err(to_js)?;
+        Ok(NativeJob(job))
+    }
+}
+
+#[napi]
+impl NativeModel {
+    /// What is known of it.
+    #[napi(catch_unwind)]
+    pub fn info(&self) -> NativeInfo {
+        let info = self.handle.model().info();
+        NativeInfo {
+            config: info.config.to_official_json().to_string(),
+            dtype: info.dtype.name(),
+            device: info.device.clone(),
+            threads: info.threads as u32,
+            vocab_size: info.vocab_size as u32,
+            eos_token_ids: info.eos_token_ids.clone(),
+            fingerprint: info.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect(),
+            weight_bytes: info.weight_bytes as f64,
+            state_bytes: info.state_bytes as f64,
+            parameters: info.parameters as f64,
+            tokenizer_size: self.handle.model().tokenizer().ok().map(|text| text.vocab_size() as u32),
+        }
+    }
+
+    /// Ids of a text.
+    #[napi(catch_unwind)]
+    pub fn encode(&self, text: String) -> Result<Ids> {
+        let tokenizer = self.handle.model().tokenizer().map_err(to_js)?;
+        tokenizer.encode(&text).map(Ids).map_err(to_js)
+    }
+
+    /// Text of ids.
+    #[napi(catch_unwind)]
+    pub fn decode(&self, ids: Uint32Array, skip_special: bool) -> Result<String> {
+        let tokenizer = self.handle.model().tokenizer().map_err(to_js)?;
+        tokenizer.decode(&ids, skip_special).map_err(to_js)
+    }
+
+    /// Continues a prompt.
+    #[napi(catch_unwind)]
+    pub fn generate(
+        &self,
+        prompt: NativeInput,
+        options: NativeGenerateOptions,
+        on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
+        self.submit(Task::Generate { prompt: input(prompt), options: options.into() }, &on_event)
+    }
+
+    /// Continues a session.
+    #[napi(catch_unwind)]
+    pub fn generate_from(
+        &self,
+        session: &NativeSession,
+        options: NativeGenerateOptions,
+        on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
+        self.submit(Task::Continue { session: session.0.clone(), options: options.into() }, &on_event)
+    }
+
+    /// Adds to a session's context.
+    #[napi(catch_unwind)]
+    pub fn append(
+        &self,
+        session: &NativeSession,
+        text: NativeInput,
+        on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
+        self.submit(Task::Append { session: session.0.clone(), input: input(text) }, &on_event)
+    }
+
+    /// Logits.
+    #[napi(catch_unwind)]
+    pub fn forward(&self, text: NativeInput, all: bool, on_event: OnEvent<'_>) -> Result<NativeJob> {
+        self.submit(Task::Forward { input: input(text), all }, &on_event)
+    }
+
+    /// Log-probabilities of a text's tokens.
+    #[napi(catch_unwind)]
+    pub fn score(&self, text: NativeInput, on_event: OnEvent<'_>) -> Result<NativeJob> {
+        self.submit(Task::Score { input: input(text) }, &on_event)
+    }
+
+    /// Vectors.
+    #[napi(catch_unwind)]
+    pub fn embed(
+        &self,
+        texts: Vec<NativeInput>,
+        options: NativeEmbedOptions,
+        on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
+        let options = options.into_core().map_err(to_js)?;
+        self.submit(Task::Embed { inputs: texts.into_iter().map(input).collect(), options }, &on_event)
+    }
+
+    /// An empty session.
+    #[napi(catch_unwind)]
+    pub fn session(&self) -> NativeSession {
+        NativeSession(self.handle.model().session())
+    }
+
+    /// A session from its bytes.
+    #[napi(catch_unwind)]
+    pub fn restore(&self, bytes: Uint8Array) -> Result<NativeSession> {
+        self.handle.model().restore(&bytes).map(NativeSession).map_err(to_js)
+    }
+
+    /// A session from its file.
+    #[napi(catch_unwind)]
+    pub fn restore_file(
+        &self,
+        path: String,
+        on_done: Function<'_, NativeSession, UnknownReturnValue>,
+    ) -> Result<()> {
+        let callback = Callback::new(&on_done, self.handle.clone())?;
+        let model = self.handle.model().clone();
+        spawn("mamba-restore", move || {
+            callback.call(caught(|| {
+                let bytes = read_session(path.as_ref(), model.info().state_bytes)?;
+                model.restore(&bytes).map(NativeSession)
+            }));
+        })
+    }
+
+    /// Ends everything under way and frees the memory; `on_done` is called when it is free.
+    #[napi(catch_unwind)]
+    pub fn dispose(&mut self, env: Env, on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
+        let callback = Callback::new(&on_done, ())?;
+        self.handle.model().dispose(move || {
+            callback.call(Ok(()));
+        });
+        env.adjust_external_memory(-std::mem::take(&mut self.external_bytes)).map_err(internal)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! A session.
+
+use std::io::Read;
+use std::path::Path;
+
+use mamba::Error;
+use mamba::engine::Session;
+use napi::bindgen_prelude::*;
+use napi::threadsafe_function::UnknownReturnValue;
+use napi_derive::napi;
+
+use crate::callback::{Callback, Result, caught, spawn, to_js};
+use crate::convert::Bytes;
+
+/// A session of a model.
+#[napi]
+pub struct NativeSession(pub(crate) Session);
+
+#[napi]
+impl NativeSession {
+    /// Length of the context.
+    #[napi(catch_unwind)]
+    pub fn tokens(&self) -> f64 {
+        self.0.tokens() as f64
+    }
+
+    /// Length of `to_bytes`.
+    #[napi(catch_unwind)]
+    pub fn byte_length(&self) -> f64 {
+        self.0.byte_length() as f64
+    }
+
+    /// Another session with the same context.
+    #[napi(catch_unwind)]
+    pub fn fork(&self) -> Result<NativeSession> {
+        self.0.fork().map(NativeSession).map_err(to_js)
+    }
+
+    /// The session as bytes.
+    #[napi(catch_unwind)]
+    pub fn to_bytes(&self) -> Result<Bytes> {
+        self.0.to_bytes().map(Bytes).map_err(to_js)
+    }
+
+    /// Writes it to a file.
+    #[napi(catch_unwind)]
+    pub fn save(&self, path: String, on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
+        // A fork, so that what is written is what the session is now, whatever happens to it meanwhile.
+        let session = self.0.fork().map_err(to_js)?;
+        let callback = Callback::new(&on_done, ())?;
+        spawn("mamba-save", move || {
+            callback.call(caught(|| session.save(path.as_ref())));
+        })
+    }
+}
+
+/// Reads a session file, unless it is far too long to be one of a model with states of `state_bytes`.
+pub fn read_session(path: &Path, state_bytes: u64) -> mamba::Result<Vec<u8>> {
+    let io = |error| Error::io("read", path, error);
+    let file = std::fs::File::open(path).map_err(io)?;
+    // The state, a header that names its parts, and a window of at most 65,536 ids.
+    let limit = state_bytes + (16 << 20);
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::SessionInvalid {
+            reason: format!(
+                "{} is longer than {limit} bytes, more than any session of this model",
+                path.display()
+            ),
+        });
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,168 @@
+//! A backend that computes nothing and counts: the model and the engine run on it, so they know nothing of
+//! the CPU.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, mpsc};
+
+use mamba::backend::{Backend, Batch, View, ViewMut};
+use mamba::checkpoint::{Checkpoint, Tensor};
+use mamba::config::Config;
+use mamba::engine::{Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task};
+use mamba::ops::causal_conv1d::CausalConv1d;
+use mamba::ops::norm::AddNorm;
+use mamba::ops::pool::Pool;
+use mamba::ops::selective_scan::SelectiveScan;
+use mamba::{DType, Mamba, Result};
+
+type Counts = Arc<Mutex<BTreeMap<&'static str, usize>>>;
+
+struct Counting(Counts);
+
+impl Counting {
+    fn count(&self, what: &'static str) -> Result<()> {
+        *self.0.lock().unwrap().entry(what).or_default() += 1;
+        Ok(())
+    }
+}
+
+/// Not even memory: a length.
+struct Length(usize);
+
+impl Backend for Counting {
+    type Buffer = Length;
+    type Weight = Length;
+    type Plan = usize;
+
+    fn name(&self) -> &'static str {
+        "counting"
+    }
+
+    fn alloc(&mut self, len: usize, _: &str) -> Result<Length> {
+        self.count("alloc")?;
+        Ok(Length(len))
+    }
+
+    fn write(&mut self, buffer: &mut Length, offset: usize, values: &[f32]) -> Result<()> {
+        assert!(offset + values.len() <= buffer.0);
+        self.count("write")
+    }
+
+    fn read(&mut self, buffer: &Length, offset: usize, values: &mut [f32]) -> Result<()> {
+        assert!(offset + values.len() <= buffer.0);
+        values.fill(0.5);
+        self.count("read")
+    }
+
+    fn weight(&mut self, tensor: &Tensor, _: DType) -> Result<Length> {
+        self.count("weight")?;
+        Ok(Length(tensor.elements()))
+    }
+
+    fn weight_bytes(&self, weight: &Length) -> u64 {
+        weight.0 as u64
+    }
+
+    fn plan(&mut self, batch: &Batch) -> Result<usize> {
+        self.count("plan")?;
+        Ok(batch.tokens())
+    }
+
+    fn embedding(&mut self, plan: &usize, _: &Length, out: ViewMut<Length>) -> Result<()> {
+        assert_eq!(*plan, out.rows);
+        self.count("embedding")
+    }
+
+    fn linear(
+        &mut self,
+        x: View<Length>,
+        weight: &Length,
+        _: Option<&Length>,
+        out: ViewMut<Length>,
+    ) -> Result<()> {
+        assert_eq!((x.rows, x.cols * out.cols), (out.rows, weight.0));
+        self.count("linear")
+    }
+
+    fn add_norm(&mut self, _: AddNorm<Length>) -> Result<()> {
+        self.count("add_norm")
+    }
+
+    fn causal_conv1d(&mut self, _: &usize, _: CausalConv1d<Length>) -> Result<()> {
+        self.count("causal_conv1d")
+    }
+
+    fn selective_scan(&mut self, _: &usize, _: SelectiveScan<Length>) -> Result<()> {
+        self.count("selective_scan")
+    }
+
+    fn pool(&mut self, _: &usize, _: Pool<Length>) -> Result<()> {
+        self.count("pool")
+    }
+
+    fn gather(&mut self, _: View<Length>, rows: &[u32], out: ViewMut<Length>) -> Result<()> {
+        assert_eq!(rows.len(), out.rows);
+        self.count("gather")
+    }
+
+    fn token_logprobs(&mut self, _: View<Length>, _: &[u32], out: &mut [f32]) -> Result<()> {
+        out.fill(-1.0);
+        self.count("token_logprobs")
+    }
+}
+
+fn ask(model: &Mamba, task: Task) -> Output {
+    let (sender, events) = mpsc::channel();
+    model.submit(task, Cancel::default(), move |event| sender.send(event).unwrap()).unwrap();
+    match events.recv().unwrap() {
+        Event::Done(output) => output,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn model_and_engine_run_on_any_backend_and_allocate_nothing_within_a_step() {
+    let config = Config::from_json(r#"{"d_model": 8, "n_layer": 3, "vocab_size": 16}"#).unwrap();
+    let counts = Counts::default();
+    let model = Mamba::with_backend(
+        Counting(counts.clone()),
+        1,
+        &Checkpoint::random(config, 1),
+        None,
+        &LoadOptions { prefill_chunk: 10, max_batch: 4, ..LoadOptions::default() },
+        &Cancel::default(),
+        &mut |_| {},
+    )
+    .unwrap();
+    let loaded = counts.lock().unwrap().clone();
+    assert_eq!(loaded["weight"], 1 + 3 * 4);
+    let session = model.session();
+
+    // 25 tokens are three chunks; the last chunk's last row gives the first of four tokens.
+    let options = GenerateOptions { max_tokens: 4, ..GenerateOptions::default() };
+    let output = ask(&model, Task::Generate { prompt: Input::Ids(vec![1; 25]), options: options.clone() });
+    let Output::Generated { tokens, .. } = output else { panic!() };
+    assert_eq!(tokens, [0; 4], "of equal logits the first");
+    let steps = 3 + 3;
+    let after = counts.lock().unwrap().clone();
+    let expected = [
+        ("embedding", steps),
+        ("add_norm", steps * (3 + 1)),
+        ("causal_conv1d", steps * 3),
+        ("selective_scan", steps * 3),
+        ("linear", steps * 3 * 4 + 4),
+        ("gather", 4),
+    ];
+    for (what, count) in expected {
+        assert_eq!(after[what], count, "{what}");
+    }
+    assert_eq!(after["alloc"], loaded["alloc"], "nothing is allocated within a step");
+
+    ask(&model, Task::Append { session: session.clone(), input: Input::Ids(vec![2; 12]) });
+    ask(&model, Task::Continue { session: session.clone(), options });
+    assert_eq!(session.tokens(), 16);
+    assert_eq!(session.to_bytes().unwrap().len(), session.byte_length());
+    let embed = Task::Embed { inputs: vec![Input::Ids(vec![3; 5]); 40], options: EmbedOptions::default() };
+    assert!(matches!(ask(&model, embed), Output::Embeddings { dimensions: 8, .. }));
+    assert!(matches!(ask(&model, Task::Score { input: Input::Ids(vec![1; 30]) }), Output::Scores { .. }));
+    assert_eq!(counts.lock().unwrap()["alloc"], loaded["alloc"]);
+}
