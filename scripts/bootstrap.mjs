@@ -7,6 +7,7 @@ import {
   mkdirSync,
   readFileSync,
   readdirSync,
+  rmSync,
   statSync,
   writeFileSync,
 } from 'node:fs'
@@ -20,7 +21,7 @@ function fingerprint(paths, extensions) {
   const hash = createHash('sha1')
   const visit = (path) => {
     const stat = statSync(path, { throwIfNoEntry: false })
-    if (stat?.isDirectory()) for (const name of readdirSync(path).sort()) visit(`${path}/${name}`)
+    if (stat?.isDirectory()) for (const name of readdirSync(path).toSorted()) visit(`${path}/${name}`)
     else if (stat && extensions.some((end) => path.endsWith(end)))
       hash.update(`${path} ${stat.size} ${stat.mtimeMs}\n`)
   }
@@ -46,8 +47,13 @@ const parts = {
     built: () => existsSync('lib/native.d.ts') && readdirSync('.').some((name) => name.endsWith('.node')),
     build: () =>
       tool('@napi-rs/cli/dist/cli.js', [
-        ...['build', '--release', '--platform', '--no-js', '--dts', 'lib/native.d.ts'],
-        ...['--manifest-path', 'crates/mamba-node/Cargo.toml', '--output-dir', '.'],
+        'build',
+        '--release',
+        '--platform',
+        '--no-js',
+        '--dts=lib/native.d.ts',
+        '--manifest-path=crates/mamba-node/Cargo.toml',
+        '--output-dir=.',
       ]),
   },
   typescript: {
@@ -55,6 +61,7 @@ const parts = {
     inputs: () => fingerprint(['index.ts', 'lib', 'tsconfig.json', 'tsconfig.build.json'], ['.ts', '.json']),
     built: () => existsSync('dist/index.js'),
     build: () => {
+      rmSync('dist', { recursive: true, force: true })
       const status = tool('typescript/bin/tsc', ['-p', 'tsconfig.build.json'])
       // tsc does not copy declarations that it was given, and the emitted ones refer to this one.
       if (status === 0) copyFileSync('lib/native.d.ts', 'dist/lib/native.d.ts')
