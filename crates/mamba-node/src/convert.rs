@@ -117,12 +117,16 @@ pub enum NativeEvent {
         text: String,
         token: Option<u32>,
         logprob: f64,
+        #[napi(ts_type = "Uint32Array")]
         top_ids: Option<Ids>,
+        #[napi(ts_type = "Float32Array")]
         top_logprobs: Option<Floats>,
     },
     Generated {
         text: String,
+        #[napi(ts_type = "Uint32Array")]
         tokens: Ids,
+        #[napi(ts_type = "Float32Array")]
         logprobs: Floats,
         finish_reason: &'static str,
         prompt_tokens: u32,
@@ -135,14 +139,18 @@ pub enum NativeEvent {
     },
     Logits {
         rows: u32,
+        #[napi(ts_type = "Float32Array")]
         data: Floats,
     },
     Scores {
+        #[napi(ts_type = "Uint32Array")]
         ids: Ids,
+        #[napi(ts_type = "Float32Array")]
         logprobs: Floats,
     },
     Embeddings {
         dimensions: u32,
+        #[napi(ts_type = "Float32Array")]
         data: Floats,
         tokens: f64,
     },

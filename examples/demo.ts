@@ -1,0 +1,3 @@
+import { version } from 'node-mamba'
+
+console.log(`node-mamba ${version()}`)

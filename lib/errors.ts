@@ -1,0 +1,77 @@
+/**
+ * What can go wrong, by name. A code never changes its meaning; new ones may be added in a minor version.
+ */
+export type MambaErrorCode =
+  /** No native binary could be loaded; the message lists what was tried and why each failed. */
+  | 'BINDING_NOT_FOUND'
+  /** The package of a default model is not installed; the message names the command that installs it. */
+  | 'MODEL_NOT_INSTALLED'
+  /** An argument has the wrong type. */
+  | 'INVALID_ARGUMENT'
+  /** A file or folder that was asked for does not exist. */
+  | 'FILE_NOT_FOUND'
+  /** The operating system refused a read or a write. */
+  | 'IO_ERROR'
+  /** No space was left while a file was written; what was there before is untouched. */
+  | 'DISK_FULL'
+  /** A weights file is damaged: truncated, overlapping tensors, a header that cannot be true. */
+  | 'CHECKPOINT_INVALID'
+  /** A pickle names something that is not tensor data. It is never executed. */
+  | 'PICKLE_UNSAFE'
+  /** A tensor that the configuration calls for is not in the checkpoint. */
+  | 'TENSOR_MISSING'
+  /** A tensor has another shape than the configuration implies. */
+  | 'TENSOR_SHAPE'
+  /** A tensor has an element type that cannot be read. */
+  | 'TENSOR_DTYPE'
+  /** A tensor holds NaN or infinity (only looked for with `validate: true`). */
+  | 'TENSOR_NOT_FINITE'
+  /** `config.json` is malformed or describes a model that cannot be run. */
+  | 'CONFIG_INVALID'
+  /** The tokenizer file cannot be read. */
+  | 'TOKENIZER_INVALID'
+  /** The tokenizer produces ids that the model's vocabulary does not have. */
+  | 'TOKENIZER_MISMATCH'
+  /** Text was given, but the checkpoint came without a tokenizer. */
+  | 'TOKENIZER_MISSING'
+  /** A token id outside of the vocabulary. */
+  | 'TOKEN_OUT_OF_RANGE'
+  /** There is nothing to continue or embed. */
+  | 'EMPTY_PROMPT'
+  /** The model's logits leave no token to choose. */
+  | 'LOGITS_NOT_FINITE'
+  /** An option has a value that makes no sense. */
+  | 'OPTION_INVALID'
+  /** The model was disposed of. */
+  | 'MODEL_DISPOSED'
+  /** The caller aborted the call. */
+  | 'ABORTED'
+  /** The engine's queue is full; try again when some requests have finished. */
+  | 'QUEUE_FULL'
+  /** Bytes that are not a session, or a damaged one. */
+  | 'SESSION_INVALID'
+  /** A session in a format that this version does not know. */
+  | 'SESSION_VERSION'
+  /** A session of another model. */
+  | 'SESSION_MISMATCH'
+  /** A session is used by two calls at once. */
+  | 'SESSION_BUSY'
+  /** Memory could not be had. */
+  | 'OUT_OF_MEMORY'
+  /** A device that is not there or not built in. */
+  | 'DEVICE_UNAVAILABLE'
+  /** A defect of this library. */
+  | 'INTERNAL'
+
+/** Every error that this package throws. `message` names the offending value and what was expected. */
+export class MambaError extends Error {
+  override readonly name = 'MambaError'
+  /** Which error it is; stable, see {@link MambaErrorCode}. */
+  readonly code: MambaErrorCode
+
+  /** `options.cause` is the error underneath, where there is one. */
+  constructor(code: MambaErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}

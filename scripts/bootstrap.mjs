@@ -1,0 +1,96 @@
+// Makes a bare clone runnable: installs what npm has to install, builds the addon and the TypeScript, each
+// only when its inputs changed since the last time. Uses nothing but Node, since nothing else is there yet.
+import { createHash } from 'node:crypto'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
+import { pathToFileURL } from 'node:url'
+import { ask, fail, root, step, tool, run } from './steps.mjs'
+
+const stampsFile = '.cache/built.json'
+
+/** Changes when a file below `paths` is added, removed or written. */
+function fingerprint(paths, extensions) {
+  const hash = createHash('sha1')
+  const visit = (path) => {
+    const stat = statSync(path, { throwIfNoEntry: false })
+    if (stat?.isDirectory()) for (const name of readdirSync(path).sort()) visit(`${path}/${name}`)
+    else if (stat && extensions.some((end) => path.endsWith(end)))
+      hash.update(`${path} ${stat.size} ${stat.mtimeMs}\n`)
+  }
+  paths.forEach(visit)
+  return hash.digest('hex')
+}
+
+const parts = {
+  packages: {
+    title: 'Installing the npm packages',
+    inputs: () => process.version + fingerprint(['package-lock.json'], ['.json']),
+    built: () => existsSync('node_modules/.package-lock.json'),
+    build: () => run('npm', ['ci', '--no-audit', '--no-fund', '--loglevel=error']),
+  },
+  addon: {
+    title: 'Building the native addon (cargo, release profile)',
+    inputs: () =>
+      ask('rustc', '--version') +
+      fingerprint(
+        ['crates/mamba', 'crates/mamba-node', 'Cargo.toml', 'Cargo.lock', '.cargo'],
+        ['.rs', '.toml', '.lock'],
+      ),
+    built: () => existsSync('lib/native.d.ts') && readdirSync('.').some((name) => name.endsWith('.node')),
+    build: () =>
+      tool('@napi-rs/cli/dist/cli.js', [
+        ...['build', '--release', '--platform', '--no-js', '--dts', 'lib/native.d.ts'],
+        ...['--manifest-path', 'crates/mamba-node/Cargo.toml', '--output-dir', '.'],
+      ]),
+  },
+  typescript: {
+    title: 'Compiling TypeScript',
+    inputs: () => fingerprint(['index.ts', 'lib', 'tsconfig.json', 'tsconfig.build.json'], ['.ts', '.json']),
+    built: () => existsSync('dist/index.js'),
+    build: () => {
+      const status = tool('typescript/bin/tsc', ['-p', 'tsconfig.build.json'])
+      // tsc does not copy declarations that it was given, and the emitted ones refer to this one.
+      if (status === 0) copyFileSync('lib/native.d.ts', 'dist/lib/native.d.ts')
+      return status
+    },
+  },
+}
+
+function checkToolchains() {
+  const wanted = {
+    node: JSON.parse(readFileSync('package.json', 'utf8')).engines.node.replace('>=', ''),
+    cargo: readFileSync('Cargo.toml', 'utf8').match(/^rust-version = "(.+)"/m)[1],
+  }
+  const found = { node: process.versions.node, cargo: ask('cargo', '--version')?.match(/\d+\.\d+\.\d+/)?.[0] }
+  for (const [name, version] of Object.entries(wanted)) {
+    const where = { node: 'https://nodejs.org', cargo: 'https://rustup.rs' }[name]
+    if (!found[name]) fail(`${name} is not there: node-mamba is built with ${name} >= ${version} (${where})`)
+    if (found[name].localeCompare(version, 'en', { numeric: true }) < 0)
+      fail(`${name} is ${found[name]}, expected >= ${version} (${where})`)
+  }
+}
+
+/** Brings everything up to date; returns at once when it is. */
+export function bootstrap() {
+  const stamps = existsSync(stampsFile) ? JSON.parse(readFileSync(stampsFile, 'utf8')) : {}
+  let checked = false
+  for (const [name, part] of Object.entries(parts)) {
+    if (part.built() && stamps[name] === part.inputs()) continue
+    if (!checked) checkToolchains()
+    checked = true
+    step(part.title, part.build)
+    stamps[name] = part.inputs()
+    mkdirSync('.cache', { recursive: true })
+    writeFileSync(stampsFile, JSON.stringify(stamps, null, 2))
+  }
+  return root
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) bootstrap()
