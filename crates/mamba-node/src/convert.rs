@@ -110,8 +110,8 @@ impl NativeEmbedOptions {
     }
 }
 
-/// What a request's callback gets: any number of `Token`, then one of the others (or an error).
-#[napi(discriminant = "type", object_from_js = false)]
+/// What a request's callback gets: any number of `token`, then one of the others (or an error).
+#[napi(discriminant = "type", discriminant_case = "lowercase", object_from_js = false)]
 pub enum NativeEvent {
     Token {
         text: String,
