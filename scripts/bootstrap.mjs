@@ -20,7 +20,7 @@ function fingerprint(paths, extensions) {
   const hash = createHash('sha1')
   const visit = (path) => {
     const stat = statSync(path, { throwIfNoEntry: false })
-    if (stat?.isDirectory()) for (const name of readdirSync(path).sort()) visit(`${path}/${name}`)
+    if (stat?.isDirectory()) for (const name of readdirSync(path).toSorted()) visit(`${path}/${name}`)
     else if (stat && extensions.some((end) => path.endsWith(end)))
       hash.update(`${path} ${stat.size} ${stat.mtimeMs}\n`)
   }
@@ -46,8 +46,13 @@ const parts = {
     built: () => existsSync('lib/native.d.ts') && readdirSync('.').some((name) => name.endsWith('.node')),
     build: () =>
       tool('@napi-rs/cli/dist/cli.js', [
-        ...['build', '--release', '--platform', '--no-js', '--dts', 'lib/native.d.ts'],
-        ...['--manifest-path', 'crates/mamba-node/Cargo.toml', '--output-dir', '.'],
+        'build',
+        '--release',
+        '--platform',
+        '--no-js',
+        '--dts=lib/native.d.ts',
+        '--manifest-path=crates/mamba-node/Cargo.toml',
+        '--output-dir=.',
       ]),
   },
   typescript: {

@@ -1,0 +1,27 @@
+import { readFileSync } from 'node:fs'
+import test from 'ava'
+import { MambaError } from 'node-mamba'
+
+const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), 'utf8')
+
+/** Codes that only the TypeScript side throws. */
+const ownCodes = ['BINDING_NOT_FOUND', 'MODEL_NOT_INSTALLED', 'INVALID_ARGUMENT']
+
+test('MambaErrorCode names exactly the codes of error.rs and those of the TypeScript side', (t) => {
+  const code = read('crates/mamba/src/error.rs').match(/fn code\(&self\)[^{]*\{([\s\S]*?)\n    \}/)?.[1] ?? ''
+  const rust = [...code.matchAll(/=> "([A-Z_]+)"/g)].map((match) => match[1]!)
+  const union = read('lib/errors.ts').match(/type MambaErrorCode =([\s\S]*?)\n\n/)?.[1] ?? ''
+  const typescript = [...union.matchAll(/\| '([A-Z_]+)'/g)].map((match) => match[1]!)
+  t.true(rust.length > 20)
+  t.deepEqual(typescript.toSorted(), [...rust, ...ownCodes].toSorted())
+  t.is(union.split('/**').length - 1, typescript.length, 'each code has a description')
+})
+
+test('a MambaError has a code, a cause and a name', (t) => {
+  const cause = new Error('underneath')
+  const error = new MambaError('IO_ERROR', 'cannot read x', { cause })
+  t.true(error instanceof Error)
+  t.is(error.name, 'MambaError')
+  t.is(error.code, 'IO_ERROR')
+  t.is(error.cause, cause)
+})
