@@ -1,8 +1,13 @@
-import { binding } from './binding.js'
+import { binding, bindingPath } from './binding.js'
+
+/** The version of the native binary, equal to the package's. */
+export function version(): string {
+  return binding().version()
+}
 
 /** What runs here; worth pasting into a bug report. */
 export interface Diagnosis {
-  /** Of node-mamba (its native binary, which is equal to the package's). */
+  /** See {@link version}. */
   version: string
   /** The native binary that was loaded. */
   binary: string
@@ -24,11 +29,10 @@ export interface Diagnosis {
  * @throws {@link MambaError} `BINDING_NOT_FOUND`
  */
 export function diagnose(): Diagnosis {
-  const native = binding()
-  const { simd, processors, devices } = native.diagnose()
+  const { simd, processors, devices } = binding().diagnose()
   return {
-    version: native.version(),
-    binary: loadedBinary(),
+    version: version(),
+    binary: bindingPath(),
     node: process.version,
     platform: process.platform,
     arch: process.arch,
@@ -36,9 +40,4 @@ export function diagnose(): Diagnosis {
     processors,
     devices,
   }
-}
-
-/** Node keeps what `require` loaded by its path. */
-function loadedBinary(): string {
-  return 'x'
 }

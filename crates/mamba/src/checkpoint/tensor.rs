@@ -107,16 +107,15 @@ impl Source {
     }
 }
 
-/// Gives back the mapped pages that lie wholly within a range, so that a load's memory does not grow with
-/// the file. They come back from the file if they are read again.
+/// Gives back the mapped pages of a range, so that a load's memory does not grow with the file. Rounded
+/// outwards: a page that another thread is still reading simply comes back from the page cache.
 #[cfg(unix)]
 fn release(map: &Mmap, from: usize, len: usize) {
-    // Several threads read neighbouring ranges; rounding inwards to large pages' halves would gain nothing.
-    const PAGE: usize = 1 << 16; // at least the page size of every platform
-    let start = from.next_multiple_of(PAGE);
-    let end = (from + len) / PAGE * PAGE;
+    const AROUND: usize = 1 << 16; // what a fault maps at a time; a multiple of every page size
+    let start = from / AROUND * AROUND;
+    let end = (from + len).next_multiple_of(AROUND).min(map.len());
     if start < end {
-        // SAFETY: the mapping is private to reading: dropped pages are read from the file again.
+        // SAFETY: the mapping is only ever read, so a dropped page holds nothing that the file does not.
         let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
     }
 }

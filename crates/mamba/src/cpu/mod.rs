@@ -27,7 +27,7 @@ impl Cpu {
     /// has.
     ///
     /// # Errors
-    /// `OUT_OF_MEMORY` when the operating system gives no thread.
+    /// `DEVICE_UNAVAILABLE` when the operating system gives no thread.
     pub fn new(threads: usize) -> Result<Self> {
         Self::with_level(threads, Level::detect())
     }
@@ -49,7 +49,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     type Buffer = Aligned<f32>;
-    type Weight = ops::linear::cpu::Packed;
+    type Weight = ops::linear::Packed;
     type Plan = Batch;
 
     fn name(&self) -> &'static str {
@@ -71,7 +71,7 @@ impl Backend for Cpu {
     }
 
     fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Self::Weight> {
-        ops::linear::cpu::Packed::new(tensor, dtype, &mut self.threads)
+        ops::linear::Packed::new(tensor, dtype, &mut self.threads)
     }
 
     fn weight_bytes(&self, weight: &Self::Weight) -> u64 {

@@ -109,8 +109,8 @@ pub trait Simd: Copy {
     unsafe fn load(from: *const f32) -> Self::F;
     /// The first `n` lanes (at most LANES); the others are zero.
     unsafe fn load_first(from: *const f32, n: usize) -> Self::F;
-    /// Widens bf16 (the upper half of an f32).
-    unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Widens LANES pairs of bf16 (the upper half of an f32): the first of each, then the second of each.
+    unsafe fn load_bf16_pairs(from: *const u16) -> [Self::F; 2];
     /// Widens IEEE half precision.
     unsafe fn load_f16(from: *const u16) -> Self::F;
     /// LANES floats.
@@ -173,8 +173,9 @@ impl Simd for Portable {
         lanes!(i => if i < n { unsafe { *from.add(i) } } else { 0.0 })
     }
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self::F {
-        lanes!(i => f32::from_bits(u32::from(unsafe { *from.add(i) }) << 16))
+    unsafe fn load_bf16_pairs(from: *const u16) -> [Self::F; 2] {
+        let wide = |i: usize| f32::from_bits(u32::from(unsafe { *from.add(i) }) << 16);
+        [lanes!(i => wide(2 * i)), lanes!(i => wide(2 * i + 1))]
     }
     #[inline(always)]
     unsafe fn load_f16(from: *const u16) -> Self::F {
@@ -283,10 +284,11 @@ mod x86 {
             unsafe { _mm256_maskload_ps(from, mask8(n)) }
         }
         #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> __m256 {
+        unsafe fn load_bf16_pairs(from: *const u16) -> [__m256; 2] {
             unsafe {
-                let half = _mm_loadu_si128(from.cast());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+                let pairs = _mm256_loadu_si256(from.cast());
+                let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(second)]
             }
         }
         #[inline(always)]
@@ -381,10 +383,11 @@ mod x86 {
             unsafe { _mm512_maskz_loadu_ps(mask16(n), from) }
         }
         #[inline(always)]
-        unsafe fn load_bf16(from: *const u16) -> __m512 {
+        unsafe fn load_bf16_pairs(from: *const u16) -> [__m512; 2] {
             unsafe {
-                let half = _mm256_loadu_si256(from.cast());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+                let pairs = _mm512_loadu_si512(from.cast());
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
             }
         }
         #[inline(always)]

@@ -43,7 +43,7 @@ impl Threads {
     /// A pool that computes on `count` threads, the caller's included.
     ///
     /// # Errors
-    /// `OUT_OF_MEMORY` when the operating system gives no thread.
+    /// `DEVICE_UNAVAILABLE` when the operating system gives no thread.
     pub fn new(count: usize) -> Result<Self> {
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
@@ -59,7 +59,10 @@ impl Threads {
             let worker = std::thread::Builder::new()
                 .name(format!("mamba-cpu-{i}"))
                 .spawn(move || work(&shared))
-                .map_err(|_| Error::OutOfMemory { bytes: 0, what: format!("thread {i} of {count}") })?;
+                .map_err(|error| Error::DeviceUnavailable {
+                    device: "cpu".into(),
+                    reason: format!("no thread {i} of {count}: {error}"),
+                })?;
             pool.workers.push(worker);
         }
         Ok(pool)

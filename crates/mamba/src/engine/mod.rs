@@ -383,9 +383,7 @@ impl Mamba {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(body)
-        .map(drop)
-        .map_err(|_| Error::OutOfMemory { bytes: 0, what: format!("the thread {name}") })
+    std::thread::Builder::new().name(name.into()).spawn(body).map(drop).map_err(|error| {
+        Error::DeviceUnavailable { device: "cpu".into(), reason: format!("no thread {name}: {error}") }
+    })
 }

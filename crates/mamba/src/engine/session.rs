@@ -137,10 +137,10 @@ impl Session {
         self.context().tokens
     }
 
-    /// Length of [`Session::to_bytes`]. It does not grow with the context.
+    /// Length of [`Session::to_bytes`]: the same for any context.
     #[must_use]
     pub fn byte_length(&self) -> usize {
-        self.snapshot().to_bytes().len()
+        self.snapshot().byte_length()
     }
 
     /// The session in the format `node-mamba-session/1`.

@@ -8,7 +8,8 @@
 //! | 4 × elements | the state, f32 little endian, in the order of the spec |
 //! | 32 | SHA-256 of all bytes before |
 //!
-//! Its size depends on the model and on the penalty window, not on how long the context is.
+//! The header is padded with blanks, so that the size depends on the model (and on a penalty window above 256), not on
+//! how long the context is.
 
 use std::fs::File;
 use std::io::Read;
@@ -73,22 +74,41 @@ fn invalid(reason: impl Into<String>) -> Error {
 }
 
 impl SessionSnapshot {
+    /// The header, padded with blanks to a length that the numbers in it do not change.
+    fn header(&self) -> Vec<u8> {
+        let json = |tokens, pending, seed, window: &[u32]| {
+            let header = Header {
+                spec: self.spec.clone(),
+                tokens,
+                pending,
+                seed,
+                window: window.to_vec(),
+                fingerprint: hex(&self.fingerprint),
+                dtype: self.dtype.clone(),
+                device: self.device.clone(),
+            };
+            serde_json::to_vec(&header).expect("numbers and strings can always be written as JSON")
+        };
+        let bare = json(0, None, 0, &[]).len();
+        // 20 digits for each u64; 10 digits and a comma for each id, of 256 at least.
+        let numbers = 2 * 20 + 11 * (1 + self.window.len().max(256));
+        let mut header = json(self.tokens, self.pending, self.seed, &self.window);
+        header.resize(bare + numbers, b' ');
+        header
+    }
+
+    /// Length of [`to_bytes`](Self::to_bytes): the same for any context of a model whose penalty window is at
+    /// most 256.
+    #[must_use]
+    pub fn byte_length(&self) -> usize {
+        FORMAT.len() + 1 + 4 + self.header().len() + size_of_val(&*self.state) + CHECKSUM
+    }
+
     /// The session as bytes.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let header = Header {
-            spec: self.spec.clone(),
-            tokens: self.tokens,
-            pending: self.pending,
-            seed: self.seed,
-            window: self.window.clone(),
-            fingerprint: hex(&self.fingerprint),
-            dtype: self.dtype.clone(),
-            device: self.device.clone(),
-        };
-        let header = serde_json::to_vec(&header).expect("numbers and strings can always be written as JSON");
-        let state = self.state.len() * size_of::<f32>();
-        let mut bytes = Vec::with_capacity(NAME.len() + 6 + header.len() + state + CHECKSUM);
+        let header = self.header();
+        let mut bytes = Vec::with_capacity(self.byte_length());
         bytes.extend_from_slice(FORMAT.as_bytes());
         bytes.push(b'\n');
         bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
@@ -331,15 +351,21 @@ mod tests {
             (&session.state[..], session.tokens, session.fingerprint),
             (&[1.5, -2.0][..], 1, [15; 32])
         );
-        assert_eq!(session.to_bytes(), bytes);
+        // Written, it is padded with blanks to the length that the largest numbers would need.
+        let padded = format!("{header}{}", " ".repeat(2 * 20 + 11 * 257));
+        assert_eq!(session.to_bytes().len(), sealed(&padded, &state).len());
+        assert!(session.to_bytes() == sealed(&padded, &state), "not the documented bytes");
     }
 
     #[test]
     fn size_does_not_depend_on_the_contexts_length() {
         let long = snapshot().to_bytes().len();
-        let short = SessionSnapshot { tokens: 256, ..snapshot() }.to_bytes().len();
-        // Nothing but the digits of the count.
-        assert_eq!(long - short, "1000000000000".len() - "256".len());
+        let first =
+            SessionSnapshot { tokens: 1, seed: u64::MAX, window: vec![], pending: None, ..snapshot() };
+        assert_eq!(first.to_bytes().len(), long);
+        assert_eq!(first.byte_length(), long);
+        let full = SessionSnapshot { tokens: u64::MAX, window: vec![u32::MAX; 256], ..snapshot() };
+        assert_eq!(full.to_bytes().len(), long);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::cpu::memory::Aligned;
 use crate::cpu::threads::Threads;
 use crate::cpu::{MutMatrix, Shareable};
-use crate::ops::linear::cpu::Packed;
+use crate::ops::linear::Packed;
 
 /// `out[t] = table[ids[t]]`; the ids are below the table's rows (the engine checks them on arrival).
 pub fn embedding(

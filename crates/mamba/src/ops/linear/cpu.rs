@@ -9,144 +9,32 @@
 //! a block of [`BLOCK`] inputs, then block by block onto the bias. So results are equal to the bit in any
 //! batch.
 
+use super::packed::{PANEL, Packed, Panels};
 use crate::backend::{View, ViewMut};
-use crate::checkpoint::Tensor;
 use crate::cpu::memory::Aligned;
 use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
-use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
-use crate::dtype::DType;
-use crate::error::Result;
+use crate::cpu::{ConstMatrix, MutMatrix, Shareable};
 
-/// Outputs in a panel.
-const PANEL: usize = 32;
 /// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
 const BLOCK: usize = 256;
 /// From so many tokens on, 16-bit weights are widened once per block instead of at each use.
 const WIDEN_FROM: usize = 16;
 
-/// The panels, in the weight's own type.
-#[derive(Debug)]
-enum Panels {
-    F32(Aligned<f32>),
-    BF16(Aligned<u16>),
-    F16(Aligned<u16>),
-}
-
-/// A packed weight.
-#[derive(Debug)]
-pub struct Packed {
-    panels: Panels,
-    inputs: usize,
-    outputs: usize,
-}
-
-impl Packed {
-    /// Packs a tensor [out, in], 32 rows at a time, so that loading needs no second copy of it.
-    ///
-    /// # Errors
-    /// `OUT_OF_MEMORY`; whatever reading the tensor gives.
-    pub fn new(tensor: &Tensor, dtype: DType, threads: &mut Threads) -> Result<Self> {
-        let [outputs, inputs] = tensor.shape[..] else {
-            return Err(crate::error::Error::TensorShape {
-                name: tensor.name.clone(),
-                expected: vec![0, 0],
-                actual: tensor.shape.clone(),
-            });
-        };
-        let count = outputs.div_ceil(PANEL);
-        let elements = count * PANEL * inputs;
-        let panels = match dtype {
-            DType::F32 => {
-                let mut panels = Aligned::zeros(elements, &tensor.name)?;
-                pack(tensor, inputs, outputs, &mut panels, threads, |x| x)?;
-                Panels::F32(panels)
-            }
-            DType::BF16 => {
-                let mut panels = Aligned::zeros(elements, &tensor.name)?;
-                pack(tensor, inputs, outputs, &mut panels, threads, |x| half::bf16::from_f32(x).to_bits())?;
-                Panels::BF16(panels)
-            }
-            DType::F16 => {
-                let mut panels = Aligned::zeros(elements, &tensor.name)?;
-                pack(tensor, inputs, outputs, &mut panels, threads, |x| half::f16::from_f32(x).to_bits())?;
-                Panels::F16(panels)
-            }
-        };
-        Ok(Self { panels, inputs, outputs })
-    }
-
-    /// Rows of the weight.
-    #[must_use]
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Columns of the weight.
-    #[must_use]
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
-    /// Bytes in memory.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        (match &self.panels {
-            Panels::F32(p) => p.len() * 4,
-            Panels::BF16(p) | Panels::F16(p) => p.len() * 2,
-        }) as u64
-    }
-
-    /// Row `row` of the weight, widened (the embedding of token `row`).
-    pub fn row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.outputs && out.len() == self.inputs, "row {row} of {}", self.outputs);
-        let start = row / PANEL * PANEL * self.inputs + row % PANEL;
-        let at = |i: usize| start + i * PANEL;
-        match &self.panels {
-            Panels::F32(p) => out.iter_mut().enumerate().for_each(|(i, x)| *x = p[at(i)]),
-            Panels::BF16(p) => {
-                out.iter_mut().enumerate().for_each(|(i, x)| *x = half::bf16::from_bits(p[at(i)]).to_f32());
-            }
-            Panels::F16(p) => {
-                out.iter_mut().enumerate().for_each(|(i, x)| *x = half::f16::from_bits(p[at(i)]).to_f32());
-            }
-        }
-    }
-}
-
-fn pack<T: crate::cpu::memory::Element>(
-    tensor: &Tensor,
-    inputs: usize,
-    outputs: usize,
-    panels: &mut [T],
-    threads: &mut Threads,
-    convert: impl Fn(f32) -> T + Sync,
-) -> Result<()> {
-    let count = outputs.div_ceil(PANEL);
-    let panels = SharedMut::new(panels);
-    let failure = std::sync::Mutex::new(None);
-    threads.run(count, &|p| {
-        let rows = PANEL.min(outputs - p * PANEL);
-        let mut slab = vec![0.0; rows * inputs];
-        if let Err(error) = tensor.read_f32(p * PANEL * inputs, &mut slab) {
-            failure.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(error);
-            return;
-        }
-        // SAFETY: each task writes its own panel.
-        let panel = unsafe { panels.slice(p * PANEL * inputs, PANEL * inputs) };
-        for (r, row) in slab.chunks_exact(inputs).enumerate() {
-            for (i, x) in row.iter().enumerate() {
-                panel[i * PANEL + r] = convert(*x);
-            }
-        }
-    });
-    failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
 /// A weight's element type, as the inner loop reads it.
 trait Element: Copy {
-    /// LANES elements, widened.
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F;
+    /// The weights of two neighbouring inputs for LANES outputs from `output` on, widened. `pair` points at
+    /// the first input's weights in its panel.
+    ///
+    /// # Safety
+    /// Both inputs exist (the second may be padding).
+    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2];
+
+    /// The first of the two alone.
+    ///
+    /// # Safety
+    /// The input exists.
+    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F;
 }
 
 #[derive(Clone, Copy)]
@@ -159,25 +47,43 @@ struct Half(u16);
 
 impl Element for f32 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
         // SAFETY: the caller's condition.
-        unsafe { S::load(from) }
+        unsafe { [S::load(pair.add(output)), S::load(pair.add(PANEL + output))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe { S::load(pair.add(output)) }
     }
 }
 
 impl Element for Bf16 {
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
         // SAFETY: the caller's condition.
-        unsafe { S::load_bf16(from.cast()) }
+        unsafe { S::load_bf16_pairs(pair.add(2 * output).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F {
+        // SAFETY: panels of pairs are padded, so the second input's zeros are there.
+        unsafe { Self::load_pair::<S>(pair, output)[0] }
     }
 }
 
 impl Element for Half {
     #[inline(always)]
-    unsafe fn load<S: Simd>(from: *const Self) -> S::F {
+    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
         // SAFETY: the caller's condition.
-        unsafe { S::load_f16(from.cast()) }
+        unsafe { [S::load_f16(pair.add(output).cast()), S::load_f16(pair.add(PANEL + output).cast())] }
+    }
+
+    #[inline(always)]
+    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe { S::load_f16(pair.add(output).cast()) }
     }
 }
 
@@ -188,6 +94,8 @@ struct Product<W> {
     x_stride: usize,
     rows: usize,
     inputs: usize,
+    /// Inputs that a panel has room for.
+    padded_inputs: usize,
     /// The first panel of this product.
     panels: *const W,
     /// Outputs from that panel on.
@@ -206,7 +114,7 @@ pub fn linear(
     bias: Option<&[f32]>,
     out: ViewMut<Aligned<f32>>,
 ) {
-    let (rows, inputs, outputs) = (x.rows, weight.inputs, weight.outputs);
+    let (rows, inputs, outputs) = (x.rows, weight.inputs(), weight.outputs());
     assert_eq!((x.cols, out.cols, out.rows), (inputs, outputs, rows));
     assert!(bias.is_none_or(|bias| bias.len() >= outputs));
     let (x_stride, out_stride) = (x.stride, out.stride);
@@ -235,6 +143,7 @@ pub fn linear(
             x_stride,
             rows: row_block.min(rows - row),
             inputs,
+            padded_inputs: weight.padded_inputs,
             panels: std::ptr::null(),
             outputs: (group * PANEL).min(outputs - output),
             // SAFETY: within the bias, by the assertion above.
@@ -243,7 +152,7 @@ pub fn linear(
             out: unsafe { out.0.at(row, output) },
             out_stride,
         };
-        let at = output * inputs;
+        let at = output * weight.padded_inputs;
         // SAFETY: the level was detected; each pointer covers what the product names.
         unsafe {
             match &weight.panels {
@@ -257,8 +166,8 @@ pub fn linear(
 
 impl Product<()> {
     fn with<W>(self, panels: *const W) -> Product<W> {
-        let Self { x, x_stride, rows, inputs, outputs, bias, out, out_stride, .. } = self;
-        Product { x, x_stride, rows, inputs, panels, outputs, bias, out, out_stride }
+        let Self { x, x_stride, rows, inputs, padded_inputs, outputs, bias, out, out_stride, .. } = self;
+        Product { x, x_stride, rows, inputs, padded_inputs, panels, outputs, bias, out, out_stride }
     }
 }
 
@@ -289,8 +198,18 @@ impl<W: Element> Kernel for Product<W> {
                     for panel in 0..panels {
                         let narrow = self.panel_block(panel, block);
                         let inputs = BLOCK.min(self.inputs - block * BLOCK);
-                        for at in (0..inputs * PANEL).step_by(S::LANES) {
-                            S::store(wide.0.as_mut_ptr().add(at), W::load::<S>(narrow.add(at)));
+                        for input in (0..inputs).step_by(2) {
+                            let pair = narrow.add(input * PANEL);
+                            let out = wide.0.as_mut_ptr().add(input * PANEL);
+                            for output in (0..PANEL).step_by(S::LANES) {
+                                if input + 1 < inputs {
+                                    let [first, second] = W::load_pair::<S>(pair, output);
+                                    S::store(out.add(output), first);
+                                    S::store(out.add(PANEL + output), second);
+                                } else {
+                                    S::store(out.add(output), W::load::<S>(pair, output));
+                                }
+                            }
                         }
                         self.block::<S>(panel, block, wide.0.as_ptr().cast::<f32>());
                     }
@@ -308,7 +227,7 @@ impl<W> Product<W> {
     #[inline(always)]
     unsafe fn panel_block(&self, panel: usize, block: usize) -> *const W {
         // SAFETY: the caller names a panel and a block of this product.
-        unsafe { self.panels.add((panel * self.inputs + block * BLOCK) * PANEL) }
+        unsafe { self.panels.add((panel * self.padded_inputs + block * BLOCK) * PANEL) }
     }
 
     /// All rows over one block of one panel.
@@ -377,18 +296,28 @@ impl<W> Product<W> {
             let x = self.x.add(row * self.x_stride + block * BLOCK);
             for half in (0..PANEL).step_by(VECTORS * S::LANES) {
                 let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
-                for i in 0..inputs {
-                    let at = weight.add(i * PANEL + half);
-                    if ROWS <= 4 {
-                        S::prefetch(at.wrapping_add(24 * PANEL).cast());
-                    }
-                    let w: [S::F; VECTORS] = std::array::from_fn(|v| load::<S, _>(at.add(v * S::LANES)));
+                let mut add = |i: usize, w: [S::F; VECTORS]| {
                     for (r, sums) in sums.iter_mut().enumerate() {
                         let x = S::splat(*x.add(r * self.x_stride + i));
                         for (w, sum) in w.into_iter().zip(sums) {
                             *sum = S::mul_add(x, w, *sum);
                         }
                     }
+                };
+                for i in (0..inputs - 1).step_by(2) {
+                    let pair = weight.add(i * PANEL);
+                    if ROWS <= 4 {
+                        S::prefetch(pair.wrapping_add(24 * PANEL + half).cast());
+                        S::prefetch(pair.wrapping_add(25 * PANEL + half).cast());
+                    }
+                    let w: [[S::F; 2]; VECTORS] =
+                        std::array::from_fn(|v| load_pair::<S, _>(pair, half + v * S::LANES));
+                    add(i, w.map(|w| w[0]));
+                    add(i + 1, w.map(|w| w[1]));
+                }
+                if inputs % 2 == 1 {
+                    let pair = weight.add((inputs - 1) * PANEL);
+                    add(inputs - 1, std::array::from_fn(|v| load::<S, _>(pair, half + v * S::LANES)));
                 }
                 for (r, sums) in sums.into_iter().enumerate() {
                     for (v, sum) in sums.into_iter().enumerate() {
@@ -412,7 +341,13 @@ impl<W> Product<W> {
 }
 
 #[inline(always)]
-unsafe fn load<S: Simd, W: Element>(from: *const W) -> S::F {
+unsafe fn load_pair<S: Simd, W: Element>(pair: *const W, output: usize) -> [S::F; 2] {
     // SAFETY: passed on.
-    unsafe { W::load::<S>(from) }
+    unsafe { W::load_pair::<S>(pair, output) }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd, W: Element>(pair: *const W, output: usize) -> S::F {
+    // SAFETY: passed on.
+    unsafe { W::load::<S>(pair, output) }
 }

@@ -4,4 +4,7 @@
 //! in registers or in a cache-sized panel, never as a whole.
 
 pub mod cpu;
+mod packed;
 pub mod reference;
+
+pub use packed::Packed;
