@@ -1,8 +1,26 @@
-import { binding } from './lib/binding.js'
-
+export type { Abortable } from './lib/call.js'
+export { diagnose, version, type Diagnosis } from './lib/diagnose.js'
+export type { EmbeddedBatch, EmbedOptions, EmbedStreamOptions } from './lib/embed.js'
 export { MambaError, type MambaErrorCode } from './lib/errors.js'
-
-/** The version of the native binary, equal to the package's. */
-export function version(): string {
-  return binding().version()
-}
+export type {
+  Completion,
+  GeneratedToken,
+  GenerateOptions,
+  Generation,
+  TokenLogprob,
+  Usage,
+} from './lib/generate.js'
+export type { TextOrIds } from './lib/input.js'
+export {
+  Mamba,
+  type Device,
+  type DType,
+  type ForwardOptions,
+  type ForwardResult,
+  type LoadOptions,
+  type LoadProgress,
+  type MambaConfig,
+  type Score,
+} from './lib/model.js'
+export type { Session } from './lib/session.js'
+export type { DecodeOptions, Tokenizer } from './lib/tokenizer.js'

@@ -5,7 +5,7 @@ import { MambaError } from 'node-mamba'
 const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), 'utf8')
 
 /** Codes that only the TypeScript side throws. */
-const ownCodes = ['BINDING_NOT_FOUND', 'MODEL_NOT_INSTALLED', 'INVALID_ARGUMENT']
+const ownCodes = ['BINDING_NOT_FOUND', 'MODEL_NOT_INSTALLED', 'HUB_UNAVAILABLE', 'INVALID_ARGUMENT']
 
 test('MambaErrorCode names exactly the codes of error.rs and those of the TypeScript side', (t) => {
   const code = read('crates/mamba/src/error.rs').match(/fn code\(&self\)[^{]*\{([\s\S]*?)\n    \}/)?.[1] ?? ''

@@ -7,7 +7,7 @@ import { MambaError } from './errors.js'
 /** What the native addon exports. */
 export type Binding = typeof import('./native.js')
 
-let loaded: Binding | undefined
+let loaded: { exports: Binding; path: string } | undefined
 
 /**
  * The native addon, loaded at the first call. It is looked for in this order:
@@ -18,10 +18,15 @@ let loaded: Binding | undefined
  * `AggregateError` of the reasons.
  */
 export function binding(): Binding {
-  return (loaded ??= load())
+  return (loaded ??= load()).exports
 }
 
-function load(): Binding {
+/** The file of {@link binding}. */
+export function bindingPath(): string {
+  return (loaded ??= load()).path
+}
+
+function load(): { exports: Binding; path: string } {
   const require = createRequire(import.meta.url)
   const triple = platformTriple()
   const chosen = process.env.NODE_MAMBA_BINARY
@@ -32,7 +37,7 @@ function load(): Binding {
   const failures: { candidate: string; error: Error }[] = []
   for (const candidate of candidates) {
     try {
-      return require(candidate) as Binding
+      return { exports: require(candidate) as Binding, path: require.resolve(candidate) }
     } catch (error) {
       failures.push({ candidate, error: error as Error })
     }

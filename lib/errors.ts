@@ -6,6 +6,8 @@ export type MambaErrorCode =
   | 'BINDING_NOT_FOUND'
   /** The package of a default model is not installed; the message names the command that installs it. */
   | 'MODEL_NOT_INSTALLED'
+  /** Models are not downloaded from the Hugging Face hub in this version. */
+  | 'HUB_UNAVAILABLE'
   /** An argument has the wrong type. */
   | 'INVALID_ARGUMENT'
   /** A file or folder that was asked for does not exist. */

@@ -110,19 +110,23 @@ impl NativeEmbedOptions {
     }
 }
 
-/// What a request's callback gets: any number of `Token`, then one of the others (or an error).
-#[napi(discriminant = "type", object_from_js = false)]
+/// What a request's callback gets: any number of `token`, then one of the others (or an error).
+#[napi(discriminant = "type", discriminant_case = "lowercase", object_from_js = false)]
 pub enum NativeEvent {
     Token {
         text: String,
         token: Option<u32>,
         logprob: f64,
+        #[napi(ts_type = "Uint32Array")]
         top_ids: Option<Ids>,
+        #[napi(ts_type = "Float32Array")]
         top_logprobs: Option<Floats>,
     },
     Generated {
         text: String,
+        #[napi(ts_type = "Uint32Array")]
         tokens: Ids,
+        #[napi(ts_type = "Float32Array")]
         logprobs: Floats,
         finish_reason: &'static str,
         prompt_tokens: u32,
@@ -135,14 +139,18 @@ pub enum NativeEvent {
     },
     Logits {
         rows: u32,
+        #[napi(ts_type = "Float32Array")]
         data: Floats,
     },
     Scores {
+        #[napi(ts_type = "Uint32Array")]
         ids: Ids,
+        #[napi(ts_type = "Float32Array")]
         logprobs: Floats,
     },
     Embeddings {
         dimensions: u32,
+        #[napi(ts_type = "Float32Array")]
         data: Floats,
         tokens: f64,
     },

@@ -13,11 +13,15 @@ mod session;
 
 use napi_derive::napi;
 
-/// What this binary is.
+/// The version of this binary, equal to the package's.
+#[napi]
+pub fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+/// What this binary is and what it found.
 #[napi(object, object_from_js = false)]
 pub struct NativeDiagnosis {
-    /// Of the crate.
-    pub version: String,
     /// `linux`, `macos`, `windows`.
     pub os: String,
     /// `x86_64`, `aarch64`.
@@ -30,11 +34,10 @@ pub struct NativeDiagnosis {
     pub devices: Vec<String>,
 }
 
-/// What this binary is and what it found.
+/// What this binary is and what it found on this machine.
 #[napi(catch_unwind)]
 pub fn diagnose() -> NativeDiagnosis {
     NativeDiagnosis {
-        version: env!("CARGO_PKG_VERSION").into(),
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
         simd: mamba::cpu::simd::Level::detect().name().into(),

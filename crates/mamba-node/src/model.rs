@@ -142,7 +142,7 @@ impl NativeModel {
     }
 
     /// Ids of a text.
-    #[napi(catch_unwind)]
+    #[napi(catch_unwind, ts_return_type = "Uint32Array")]
     pub fn encode(&self, text: String) -> Result<Ids> {
         let tokenizer = self.handle.model().tokenizer().map_err(to_js)?;
         tokenizer.encode(&text).map(Ids).map_err(to_js)
@@ -161,7 +161,7 @@ impl NativeModel {
         &self,
         prompt: NativeInput,
         options: NativeGenerateOptions,
-        on_event: OnEvent<'_>,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
         self.submit(Task::Generate { prompt: input(prompt), options: options.into() }, &on_event)
     }
@@ -172,7 +172,7 @@ impl NativeModel {
         &self,
         session: &NativeSession,
         options: NativeGenerateOptions,
-        on_event: OnEvent<'_>,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
         self.submit(Task::Continue { session: session.0.clone(), options: options.into() }, &on_event)
     }
@@ -183,20 +183,20 @@ impl NativeModel {
         &self,
         session: &NativeSession,
         text: NativeInput,
-        on_event: OnEvent<'_>,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
         self.submit(Task::Append { session: session.0.clone(), input: input(text) }, &on_event)
     }
 
     /// Logits.
     #[napi(catch_unwind)]
-    pub fn forward(&self, text: NativeInput, all: bool, on_event: OnEvent<'_>) -> Result<NativeJob> {
+    pub fn forward(&self, text: NativeInput, all: bool, #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>) -> Result<NativeJob> {
         self.submit(Task::Forward { input: input(text), all }, &on_event)
     }
 
     /// Log-probabilities of a text's tokens.
     #[napi(catch_unwind)]
-    pub fn score(&self, text: NativeInput, on_event: OnEvent<'_>) -> Result<NativeJob> {
+    pub fn score(&self, text: NativeInput, #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>) -> Result<NativeJob> {
         self.submit(Task::Score { input: input(text) }, &on_event)
     }
 
@@ -206,7 +206,7 @@ impl NativeModel {
         &self,
         texts: Vec<NativeInput>,
         options: NativeEmbedOptions,
-        on_event: OnEvent<'_>,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
         let options = options.into_core().map_err(to_js)?;
         self.submit(Task::Embed { inputs: texts.into_iter().map(input).collect(), options }, &on_event)
@@ -229,7 +229,7 @@ impl NativeModel {
     pub fn restore_file(
         &self,
         path: String,
-        on_done: Function<'_, NativeSession, UnknownReturnValue>,
+        #[napi(ts_arg_type = "NativeCallback<NativeSession>")] on_done: Function<'_, NativeSession, UnknownReturnValue>,
     ) -> Result<()> {
         let callback = Callback::new(&on_done, self.handle.clone())?;
         let model = self.handle.model().clone();
@@ -243,7 +243,7 @@ impl NativeModel {
 
     /// Ends everything under way and frees the memory; `on_done` is called when it is free.
     #[napi(catch_unwind)]
-    pub fn dispose(&mut self, env: Env, on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
+    pub fn dispose(&mut self, env: Env, #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
         let callback = Callback::new(&on_done, ())?;
         self.handle.model().dispose(move || {
             callback.call(Ok(()));

@@ -37,14 +37,14 @@ impl NativeSession {
     }
 
     /// The session as bytes.
-    #[napi(catch_unwind)]
+    #[napi(catch_unwind, ts_return_type = "Uint8Array")]
     pub fn to_bytes(&self) -> Result<Bytes> {
         self.0.to_bytes().map(Bytes).map_err(to_js)
     }
 
     /// Writes it to a file.
     #[napi(catch_unwind)]
-    pub fn save(&self, path: String, on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
+    pub fn save(&self, path: String, #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
         // A fork, so that what is written is what the session is now, whatever happens to it meanwhile.
         let session = self.0.fork().map_err(to_js)?;
         let callback = Callback::new(&on_done, ())?;

@@ -1,0 +1,64 @@
+import { MambaError, type MambaErrorCode } from './errors.js'
+import type { NativeCallback, NativeJob } from './native.js'
+
+/** What stops a call, and the part of every long call's options that says so. */
+export interface Abortable {
+  /**
+   * Ends the call within one step of the engine; it then rejects with `ABORTED`, whose `cause` is the signal's
+   * reason. The model stays usable.
+   */
+  signal?: AbortSignal
+}
+
+/** The error that the addon gave, as this package throws it. */
+export function toMambaError(error: unknown): MambaError {
+  if (error instanceof MambaError) return error
+  const { code, message } = error as { code?: unknown; message: string }
+  // The core's codes are in capitals; Node-API's own (StringExpected, …) are about arguments.
+  if (typeof code === 'string' && /^[A-Z_]+$/.test(code)) return new MambaError(code as MambaErrorCode, message)
+  return new MambaError(code === 'GenericFailure' ? 'INTERNAL' : 'INVALID_ARGUMENT', message, { cause: error })
+}
+
+/** Runs what the addon does at once. */
+export function direct<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    throw toMambaError(error)
+  }
+}
+
+export function aborted(signal: AbortSignal): MambaError {
+  return new MambaError('ABORTED', 'the call was aborted', { cause: signal.reason })
+}
+
+/**
+ * Starts something in the addon. `settle` is called once, with what it ends with; `start`'s callback must be
+ * given the last event only. The returned function asks it to end early.
+ */
+export function begin<T>(
+  signal: AbortSignal | undefined,
+  start: (last: NativeCallback<T>) => NativeJob | void,
+  settle: NativeCallback<T>,
+): () => void {
+  if (signal?.aborted) throw aborted(signal)
+  const cancel = () => job?.cancel()
+  const job = direct(() =>
+    start((error, value) => {
+      signal?.removeEventListener('abort', cancel)
+      settle(error && (signal?.aborted && error.code === 'ABORTED' ? aborted(signal) : toMambaError(error)), value)
+    }),
+  )
+  signal?.addEventListener('abort', cancel, { once: true })
+  return cancel
+}
+
+/** {@link begin} as a promise. */
+export function call<T>(
+  signal: AbortSignal | undefined,
+  start: (last: NativeCallback<T>) => NativeJob | void,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    begin(signal, start, (error, value) => (error ? reject(error) : resolve(value)))
+  })
+}

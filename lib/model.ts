@@ -1,0 +1,391 @@
+import { completeBatch } from './batch.js'
+import { binding } from './binding.js'
+import { begin, call, direct, type Abortable } from './call.js'
+import { embed, embedStream, type EmbeddedBatch, type EmbedOptions, type EmbedStreamOptions } from './embed.js'
+import { MambaError } from './errors.js'
+import { complete, Generation, type Completion, type GenerateOptions } from './generate.js'
+import { toNative, type TextOrIds } from './input.js'
+import type { NativeEvent, NativeInfo, NativeLoadProgress, NativeModel } from './native.js'
+import { Options, shown } from './options.js'
+import { restore, Session, toPath } from './session.js'
+import { resolveSource } from './source.js'
+import { Tokenizer } from './tokenizer.js'
+
+/** Where a model can run. */
+export type Device = 'cpu' | 'cuda'
+/** The type that matrices are kept in; states and sums are always f32. */
+export type DType = 'f32' | 'bf16' | 'f16'
+
+/** How a model is loaded and run. */
+export interface LoadOptions extends Abortable {
+  /** Where it runs. `auto` is the best that is there. Default: `auto`. */
+  device?: Device | 'auto'
+  /** Type that the matrices are kept in. Default: as in the checkpoint. */
+  dtype?: DType
+  /** Threads to compute on, 1 to 1024. Default: one for each processor that the process may use. */
+  threads?: number
+  /**
+   * Map the weights file into memory instead of reading it. A mapped file must not be truncated while the
+   * model loads: the operating system would end the process. Default: true.
+   */
+  mmap?: boolean
+  /** Refuse weights that are NaN or infinite (`TENSOR_NOT_FINITE`). Reads all of them once more. Default: false. */
+  validate?: boolean
+  /** Path of a tokenizer.json to use instead of the checkpoint's. */
+  tokenizer?: string | URL
+  /**
+   * Results are equal to the bit whatever else is computed at the same time. The CPU always does this, at no
+   * cost. Default: false.
+   */
+  deterministic?: boolean
+  /** Sequences that are computed together, 1 to 4096. Each has a state of `model.stateBytes`. Default: 32. */
+  maxBatch?: number
+  /** Requests that may wait or run at a time; one more is refused with `QUEUE_FULL`. Default: 1024. */
+  queueLimit?: number
+  /** Called as the weights come in. An error that it throws ends the load and is what `load` rejects with. */
+  onProgress?: (progress: LoadProgress) => void
+}
+
+/** How far a load has come. */
+export interface LoadProgress {
+  /** `validate` comes first, if it was asked for. */
+  stage: 'validate' | 'weights'
+  /** Bytes dealt with in this stage, in the type that the model is kept in. */
+  loadedBytes: number
+  /** Bytes in all. */
+  totalBytes: number
+}
+
+const loadNames = [
+  'device',
+  'dtype',
+  'threads',
+  'mmap',
+  'validate',
+  'tokenizer',
+  'deterministic',
+  'maxBatch',
+  'queueLimit',
+  'onProgress',
+  'signal',
+] as const satisfies readonly (keyof LoadOptions)[]
+
+/** A model's shape, by the names of the official implementation's config.json, everything resolved. */
+export interface MambaConfig {
+  readonly d_model: number
+  readonly n_layer: number
+  readonly vocab_size: number
+  readonly ssm_cfg: {
+    readonly layer: 'Mamba1'
+    readonly d_state: number
+    readonly d_conv: number
+    readonly expand: number
+    readonly dt_rank: number
+    readonly conv_bias: boolean
+    readonly bias: boolean
+  }
+  readonly rms_norm: boolean
+  readonly norm_epsilon: number
+  readonly residual_in_fp32: boolean
+  readonly fused_add_norm: boolean
+  readonly pad_vocab_size_multiple: number
+  readonly tie_embeddings: boolean
+  readonly bos_token_id?: number
+  readonly eos_token_id?: readonly number[]
+}
+
+/** How `forward` computes. */
+export interface ForwardOptions extends Abortable {
+  /** Of every position, or of the last one only. Default: `all`. */
+  logits?: 'all' | 'last'
+}
+
+/** What `forward` computed. */
+export interface ForwardResult {
+  /** Row-major [rows, vocab]: entry `row * vocab + id` is the logit of `id` after the token of that row. */
+  logits: Float32Array
+  /** [length or 1, `model.vocabSize`]. */
+  shape: [rows: number, vocab: number]
+}
+
+/** How likely a text is. */
+export interface Score {
+  /** All ids of the text. */
+  tokens: Uint32Array
+  /** Natural logarithm of the probability of `tokens[i + 1]` given those before it. */
+  logprobs: Float32Array
+  /** Mean negative log-likelihood of a token, in nats. */
+  meanNll: number
+  /** exp(`meanNll`). */
+  perplexity: number
+}
+
+/**
+ * A loaded Mamba model. Everything that it computes runs on threads of its own, many calls at a time.
+ *
+ * Its memory is freed by {@link Mamba.dispose}, or when it is garbage-collected. It does not keep the process
+ * alive; calls under way do.
+ *
+ * @example
+ * import { Mamba } from 'node-mamba'
+ *
+ * const model = await Mamba.load()
+ * try {
+ *   const { text } = await model.complete('The ship', { maxTokens: 30 })
+ *   console.log(text)
+ * } finally {
+ *   await model.dispose()
+ * }
+ */
+export class Mamba {
+  readonly #handle: NativeModel
+  readonly #maxInFlight: number
+  #disposed: Promise<void> | undefined
+
+  /** The model's shape. */
+  readonly config: MambaConfig
+  /** Where it runs. */
+  readonly device: Device
+  /** Type that its matrices are kept in. */
+  readonly dtype: DType
+  /** Threads that compute. */
+  readonly threads: number
+  /** Length of a row of logits: the vocabulary with its padding. */
+  readonly vocabSize: number
+  /** Number of parameters. */
+  readonly parameters: number
+  /** Bytes of its weights in memory. */
+  readonly weightBytes: number
+  /** Bytes of one sequence's state. */
+  readonly stateBytes: number
+  /** Ids that end a text. */
+  readonly eosTokenIds: readonly number[]
+  /** Tells models apart, whatever their dtype, device or file format: a session belongs to a fingerprint. */
+  readonly fingerprint: string
+  /** Text to ids and back. */
+  readonly tokenizer: Tokenizer
+
+  private constructor(native: NativeModel, info: NativeInfo, maxInFlight: number) {
+    this.#handle = native
+    this.#maxInFlight = maxInFlight
+    this.config = frozen(JSON.parse(info.config) as MambaConfig)
+    this.device = info.device as Device
+    this.dtype = info.dtype as DType
+    this.threads = info.threads
+    this.vocabSize = info.vocabSize
+    this.parameters = info.parameters
+    this.weightBytes = info.weightBytes
+    this.stateBytes = info.stateBytes
+    this.eosTokenIds = Object.freeze(info.eosTokenIds)
+    this.fingerprint = info.fingerprint
+    this.tokenizer = new Tokenizer(this.#native, info.tokenizerSize)
+  }
+
+  /**
+   * Loads a model.
+   *
+   * @param source One of
+   * - nothing or `'default'`: the package `@node-mamba/model-default`;
+   * - a path that begins with `./`, `../` or `/`, or a `file:` URL: a folder with config.json and weights
+   *   (model.safetensors, a sharded index, or pytorch_model.bin), or the weights file in it;
+   * - `'owner/name'`: a model of the Hugging Face hub (not in this version: `HUB_UNAVAILABLE`).
+   * @throws {@link MambaError} `MODEL_NOT_INSTALLED`, `INVALID_ARGUMENT`, `OPTION_INVALID`, `FILE_NOT_FOUND`,
+   * `CONFIG_INVALID`, `CHECKPOINT_INVALID`, `PICKLE_UNSAFE`, `TENSOR_MISSING`, `TENSOR_SHAPE`,
+   * `TENSOR_DTYPE`, `TENSOR_NOT_FINITE`, `TOKENIZER_INVALID`, `TOKENIZER_MISMATCH`, `DEVICE_UNAVAILABLE`,
+   * `OUT_OF_MEMORY`, `ABORTED`, `BINDING_NOT_FOUND`
+   */
+  static async load(source: string | URL = 'default', options?: LoadOptions): Promise<Mamba> {
+    const read = new Options(options, loadNames)
+    const signal = read.signal()
+    const onProgress = read.function<(progress: LoadProgress) => void>('onProgress')
+    const tokenizer = read.any('tokenizer') as string | URL | undefined
+    const queueLimit = read.integer('queueLimit') ?? 1024
+    const native = {
+      device: read.string('device'),
+      dtype: read.string('dtype'),
+      threads: read.integer('threads'),
+      mmap: read.boolean('mmap'),
+      validate: read.boolean('validate'),
+      tokenizer: tokenizer === undefined ? undefined : toPath(tokenizer),
+      deterministic: read.boolean('deterministic'),
+      maxBatch: read.integer('maxBatch') ?? 32,
+      queueLimit,
+    }
+    const path = resolveSource(source)
+    const { load, NativeModel } = binding()
+    const model = await new Promise<NativeModel>((resolve, reject) => {
+      const cancel = begin<NativeModel>(
+        signal,
+        (last) =>
+          load(path, native, (error, event) => {
+            if (error || event instanceof NativeModel) return last(error, event as NativeModel)
+            try {
+              onProgress?.(event as NativeLoadProgress as LoadProgress)
+            } catch (thrown) {
+              reject(thrown)
+              cancel()
+            }
+          }),
+        (error, value) => (error ? reject(error) : resolve(value)),
+      )
+    })
+    return new Mamba(model, model.info(), Math.min(native.maxBatch, queueLimit))
+  }
+
+  /** The handle, unless the model was disposed of. */
+  readonly #native = (): NativeModel => {
+    if (this.#disposed) {
+      throw new MambaError('MODEL_DISPOSED', 'the model was disposed of; load it again to use it')
+    }
+    return this.#handle
+  }
+
+  /**
+   * The logits of a text: for each position the unnormalized log-probabilities of the next token. All of a
+   * long text take length × `vocabSize` × 4 bytes.
+   *
+   * @throws {@link MambaError} `EMPTY_PROMPT`, `TOKEN_OUT_OF_RANGE`, `TOKENIZER_MISSING`, `OPTION_INVALID`,
+   * `QUEUE_FULL`, `ABORTED`, `OUT_OF_MEMORY`, `MODEL_DISPOSED`
+   */
+  async forward(text: TextOrIds, options?: ForwardOptions): Promise<ForwardResult> {
+    const read = new Options(options, ['logits', 'signal'])
+    const all = (read.oneOf('logits', ['all', 'last']) ?? 'all') === 'all'
+    const input = toNative(text)
+    const event = await call<NativeEvent>(read.signal(), (last) => this.#native().forward(input, all, last))
+    if (event.type !== 'logits') throw new MambaError('INTERNAL', `forward ended with ${event.type}`)
+    return { logits: event.data, shape: [event.rows, this.vocabSize] }
+  }
+
+  /**
+   * How likely the model finds a text of at least two tokens.
+   *
+   * @throws {@link MambaError} as {@link Mamba.forward}
+   */
+  async score(text: TextOrIds, options?: Abortable): Promise<Score> {
+    const signal = new Options(options, ['signal']).signal()
+    const input = toNative(text)
+    const event = await call<NativeEvent>(signal, (last) => this.#native().score(input, last))
+    if (event.type !== 'scores') throw new MambaError('INTERNAL', `score ended with ${event.type}`)
+    const meanNll = -event.logprobs.reduce((sum, logprob) => sum + logprob, 0) / event.logprobs.length
+    return { tokens: event.ids, logprobs: event.logprobs, meanNll, perplexity: Math.exp(meanNll) }
+  }
+
+  /**
+   * Continues a prompt, token by token. Errors come from the iteration and from `result`.
+   *
+   * @example
+   * for await (const { text } of model.generate('The ship', { temperature: 0.8, topP: 0.95 })) {
+   *   process.stdout.write(text)
+   * }
+   */
+  generate(prompt: TextOrIds, options?: GenerateOptions): Generation {
+    return new Generation(
+      (native, onEvent) => this.#native().generate(toNative(prompt, 'the prompt'), native, onEvent),
+      options,
+    )
+  }
+
+  /**
+   * Continues a prompt and gives the whole.
+   *
+   * @throws {@link MambaError} `EMPTY_PROMPT`, `TOKEN_OUT_OF_RANGE`, `TOKENIZER_MISSING`, `OPTION_INVALID`,
+   * `INVALID_ARGUMENT`, `LOGITS_NOT_FINITE`, `QUEUE_FULL`, `ABORTED`, `MODEL_DISPOSED`
+   */
+  complete(prompt: TextOrIds, options?: GenerateOptions): Promise<Completion> {
+    return complete(
+      (native, onEvent) => this.#native().generate(toNative(prompt, 'the prompt'), native, onEvent),
+      options,
+    )
+  }
+
+  /**
+   * Continues several prompts, together, and gives the results in their order. Each is what `complete` would
+   * give with the same options; with a seed, all have the same one. One failure rejects all and ends the rest.
+   *
+   * @throws {@link MambaError} as {@link Mamba.complete}
+   */
+  async completeBatch(prompts: readonly TextOrIds[], options?: GenerateOptions): Promise<Completion[]> {
+    if (!Array.isArray(prompts)) {
+      throw new MambaError('INVALID_ARGUMENT', `the prompts are ${shown(prompts)}, expected an array`)
+    }
+    const starts = (prompts as readonly TextOrIds[]).map((prompt, i) => {
+      const input = toNative(prompt, `prompt ${i}`)
+      return ((native, onEvent) => this.#native().generate(input, native, onEvent)) as Parameters<typeof complete>[0]
+    })
+    return completeBatch(starts, options, this.#maxInFlight)
+  }
+
+  /**
+   * Texts as vectors: a Float32Array for one text (or the ids of one), an array of them, in their order, for
+   * an array of texts. They are views of one buffer.
+   *
+   * @throws {@link MambaError} `EMPTY_PROMPT`, `TOKEN_OUT_OF_RANGE`, `TOKENIZER_MISSING`, `OPTION_INVALID`,
+   * `INVALID_ARGUMENT`, `QUEUE_FULL`, `ABORTED`, `MODEL_DISPOSED`
+   *
+   * @example
+   * const [a, b] = await model.embed(['a ship at sea', 'a boat on the water'])
+   * const similarity = a.reduce((sum, x, i) => sum + x * b[i], 0)
+   */
+  embed(texts: readonly TextOrIds[], options?: EmbedOptions): Promise<Float32Array[]>
+  embed(text: TextOrIds, options?: EmbedOptions): Promise<Float32Array>
+  async embed(
+    texts: TextOrIds | readonly TextOrIds[],
+    options?: EmbedOptions,
+  ): Promise<Float32Array | Float32Array[]> {
+    return embed(this.#native(), texts, options)
+  }
+
+  /**
+   * Any number of texts as vectors, batch by batch, in bounded memory: while the consumer has one batch, the
+   * next one is read and computed, and the source waits.
+   *
+   * @example
+   * for await (const { offset, vectors } of model.embedStream(linesOfAFile)) await store(offset, vectors)
+   */
+  async *embedStream<T extends TextOrIds>(
+    texts: Iterable<T> | AsyncIterable<T>,
+    options?: EmbedStreamOptions,
+  ): AsyncGenerator<EmbeddedBatch<T>, void, undefined> {
+    yield* embedStream(this.#native(), texts, options)
+  }
+
+  /**
+   * An empty session.
+   *
+   * @throws {@link MambaError} `MODEL_DISPOSED`
+   */
+  session(): Session {
+    return new Session(this.#native, this.#native().session())
+  }
+
+  /**
+   * A session that was saved: by its file's path (or `file:` URL), or by its bytes. It goes on exactly as the
+   * saved one would have. The same model in another dtype or on another device may restore it, too.
+   *
+   * @throws {@link MambaError} `SESSION_INVALID`, `SESSION_VERSION`, `SESSION_MISMATCH`, `FILE_NOT_FOUND`,
+   * `IO_ERROR`, `MODEL_DISPOSED`
+   */
+  restore(from: string | URL | Uint8Array): Promise<Session> {
+    return restore(this.#native, from)
+  }
+
+  /**
+   * Ends everything under way with `MODEL_DISPOSED` and frees the model's memory; resolves when it is free.
+   * May be called again.
+   */
+  dispose(): Promise<void> {
+    return (this.#disposed ??= new Promise((resolve) => {
+      direct(() => this.#handle.dispose(() => resolve()))
+    }))
+  }
+
+  /** `dispose`, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose()
+  }
+}
+
+function frozen<T extends object>(value: T): T {
+  for (const inner of Object.values(value)) if (typeof inner === 'object' && inner !== null) frozen(inner)
+  return Object.freeze(value)
+}
