@@ -29,6 +29,8 @@ function fingerprint(paths, extensions) {
   return hash.digest('hex')
 }
 
+const packageJson = JSON.parse(readFileSync('package.json', 'utf8'))
+
 const parts = {
   packages: {
     title: 'Installing the npm packages',
@@ -40,6 +42,7 @@ const parts = {
     title: 'Building the native addon (cargo, release profile)',
     inputs: () =>
       ask('rustc', '--version') +
+      JSON.stringify(packageJson.napi) +
       fingerprint(
         ['crates/mamba', 'crates/mamba-node', 'Cargo.toml', 'Cargo.lock', '.cargo'],
         ['.rs', '.toml', '.lock'],
@@ -72,7 +75,7 @@ const parts = {
 
 function checkToolchains() {
   const wanted = {
-    node: JSON.parse(readFileSync('package.json', 'utf8')).engines.node.replace('>=', ''),
+    node: packageJson.engines.node.replace('>=', ''),
     cargo: readFileSync('Cargo.toml', 'utf8').match(/^rust-version = "(.+)"/m)[1],
   }
   const found = { node: process.versions.node, cargo: ask('cargo', '--version')?.match(/\d+\.\d+\.\d+/)?.[0] }
