@@ -15,11 +15,8 @@ export function toMambaError(error: unknown): MambaError {
   if (error instanceof MambaError) return error
   const { code, message } = error as { code?: unknown; message: string }
   // The core's codes are in capitals; Node-API's own (StringExpected, …) are about arguments.
-  if (typeof code === 'string' && /^[A-Z_]+$/.test(code))
-    return new MambaError(code as MambaErrorCode, message)
-  return new MambaError(code === 'GenericFailure' ? 'INTERNAL' : 'INVALID_ARGUMENT', message, {
-    cause: error,
-  })
+  if (typeof code === 'string' && /^[A-Z_]+$/.test(code)) return new MambaError(code as MambaErrorCode, message)
+  return new MambaError(code === 'GenericFailure' ? 'INTERNAL' : 'INVALID_ARGUMENT', message, { cause: error })
 }
 
 /** Runs what the addon does at once. */
@@ -49,10 +46,7 @@ export function begin<T>(
   const job = direct(() =>
     start((error, value) => {
       signal?.removeEventListener('abort', cancel)
-      settle(
-        error && (signal?.aborted && error.code === 'ABORTED' ? aborted(signal) : toMambaError(error)),
-        value,
-      )
+      settle(error && (signal?.aborted && error.code === 'ABORTED' ? aborted(signal) : toMambaError(error)), value)
     }),
   )
   signal?.addEventListener('abort', cancel, { once: true })

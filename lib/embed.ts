@@ -33,12 +33,7 @@ export interface EmbeddedBatch<T extends TextOrIds = TextOrIds> {
   vectors: Float32Array[]
 }
 
-const names = [
-  'pooling',
-  'normalize',
-  'dimensions',
-  'signal',
-] as const satisfies readonly (keyof EmbedOptions)[]
+const names = ['pooling', 'normalize', 'dimensions', 'signal'] as const satisfies readonly (keyof EmbedOptions)[]
 
 function readEmbedOptions(read: Options<EmbedStreamOptions>): NativeEmbedOptions {
   return {
@@ -76,10 +71,7 @@ export async function embed(
   const read = new Options(options, names)
   const [native, signal] = [readEmbedOptions(read), read.signal()]
   if (typeof texts !== 'string' && !(texts instanceof Uint32Array) && !Array.isArray(texts)) {
-    throw new MambaError(
-      'INVALID_ARGUMENT',
-      `the texts are ${shown(texts)}, expected a text or an array of texts`,
-    )
+    throw new MambaError('INVALID_ARGUMENT', `the texts are ${shown(texts)}, expected a text or an array of texts`)
   }
   if (!isOne(texts)) return embedAll(model, texts, native, signal)
   const [vector] = await embedAll(model, [texts], native, signal)
@@ -138,10 +130,7 @@ function iterate<T>(texts: Iterable<T> | AsyncIterable<T>): AsyncIterator<T> | I
     if (Symbol.asyncIterator in texts) return texts[Symbol.asyncIterator]()
     if (Symbol.iterator in texts) return texts[Symbol.iterator]()
   }
-  throw new MambaError(
-    'INVALID_ARGUMENT',
-    `the texts are ${shown(texts)}, expected an iterable or an async iterable`,
-  )
+  throw new MambaError('INVALID_ARGUMENT', `the texts are ${shown(texts)}, expected an iterable or an async iterable`)
 }
 
 /** Up to `count` items; fewer at the end. */
