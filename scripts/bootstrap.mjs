@@ -7,6 +7,7 @@ import {
   mkdirSync,
   readFileSync,
   readdirSync,
+  rmSync,
   statSync,
   writeFileSync,
 } from 'node:fs'
@@ -60,6 +61,7 @@ const parts = {
     inputs: () => fingerprint(['index.ts', 'lib', 'tsconfig.json', 'tsconfig.build.json'], ['.ts', '.json']),
     built: () => existsSync('dist/index.js'),
     build: () => {
+      rmSync('dist', { recursive: true, force: true })
       const status = tool('typescript/bin/tsc', ['-p', 'tsconfig.build.json'])
       // tsc does not copy declarations that it was given, and the emitted ones refer to this one.
       if (status === 0) copyFileSync('lib/native.d.ts', 'dist/lib/native.d.ts')

@@ -22,21 +22,19 @@ async function watch(title, command, args) {
   return { status, output: output.replace(/\x1b\[[0-9;]*m/g, '') }
 }
 
-const sum = (output, pattern) =>
-  [...output.matchAll(pattern)].reduce((total, [, count]) => total + Number(count), 0)
+const matches = (output, pattern) => [...output.matchAll(pattern)]
+const sum = (found) => found.reduce((total, [, count]) => total + Number(count), 0)
 
 bootstrap()
-const rust = await watch('Rust tests', 'cargo', ['test', '--no-fail-fast', '--quiet'])
+const rust = await watch('Rust tests', 'cargo', ['test', '--no-fail-fast', '--', '--quiet'])
 const node = await watch('Node tests', process.execPath, ['node_modules/ava/entrypoints/cli.mjs'])
 
+// ava marks each test, and gives the totals of what else went wrong.
 const passed =
-  sum(rust.output, /^test result: .*? (\d+) passed/gm) + sum(node.output, /^\s*(\d+) tests? passed/gm)
+  sum(matches(rust.output, /^test result: .*? (\d+) passed/gm)) + matches(node.output, /^ +✔ /gm).length
 const failed =
-  sum(rust.output, /^test result: .*? (\d+) failed/gm) +
-  sum(
-    node.output,
-    /^\s*(\d+) (?:tests? failed|uncaught exceptions?|unhandled rejections?|tests? remained pending)/gm,
-  )
+  sum(matches(rust.output, /^test result: .*? (\d+) failed/gm)) +
+  sum(matches(node.output, /^ +(\d+) (?:tests? failed|uncaught exceptions?|unhandled rejections?)/gm))
 // A test that does not compile, or a file that crashes, fails without being counted by its runner.
 const broken = failed === 0 && (rust.status !== 0 || node.status !== 0) ? 1 : 0
 

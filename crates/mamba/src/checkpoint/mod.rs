@@ -281,5 +281,10 @@ fn select(config: &mut Config, found: Vec<Found>, path: &Path) -> Result<HashMap
             }
         }
     }
+    // What is left of a model's own tensors would change its results: the configuration is another model's.
+    if let Some(name) = by_name.keys().filter(|name| name.starts_with("backbone.")).min() {
+        let reason = format!("it holds `{name}`, which its config.json does not call for");
+        return Err(Error::CheckpointInvalid { path: path.into(), reason });
+    }
     Ok(tensors)
 }

@@ -193,49 +193,33 @@ fn pytorch_files() {
     assert_eq!(checkpoint.fingerprint().unwrap(), original.fingerprint().unwrap());
 }
 
-/// The reference checkpoint's own pickle (tests/data/README.md), its storages filled from the safetensors file.
+/// Files that torch itself wrote (tests/data/make_torch_fixtures.py), beside what torch reads in them.
 #[test]
-fn what_torch_wrote() {
-    let pickle = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/torch-data.pkl");
-    let pickle = std::fs::read(pickle).unwrap();
-    let reference = open(&models()).unwrap();
+fn what_torch_writes() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("pytorch_model.bin");
-    let mut archive = zip::ZipWriter::new(std::fs::File::create(&path).unwrap());
-    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    archive.start_file("archive/data.pkl", options).unwrap();
-    archive.write_all(&pickle).unwrap();
-    // torch numbers the storages in the order of the state dict, which is the module's: embedding, layers,
-    // norm_f; the tied head shares the embedding's.
-    let order = [
-        "norm.weight",
-        "mixer.A_log",
-        "mixer.D",
-        "mixer.in_proj.weight",
-        "mixer.conv1d.weight",
-        "mixer.conv1d.bias",
-        "mixer.x_proj.weight",
-        "mixer.dt_proj.weight",
-        "mixer.dt_proj.bias",
-        "mixer.out_proj.weight",
-    ];
-    let layers = (0..12).flat_map(|l| order.map(|name| format!("backbone.layers.{l}.{name}")));
-    let names = ["backbone.embedding.weight".to_owned()].into_iter().chain(layers);
-    for (key, name) in names.chain(["backbone.norm_f.weight".to_owned()]).enumerate() {
-        let tensor = reference.tensor(&name).unwrap();
-        let values = tensor.to_vec().unwrap();
-        archive.start_file(format!("archive/data/{key}"), options).unwrap();
-        let bytes: Vec<u8> = match tensor.stored() {
-            Stored::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
-            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-        };
-        archive.write_all(&bytes).unwrap();
+    std::fs::write(folder.path().join("config.json"), r#"{"d_model": 8, "n_layer": 1, "vocab_size": 16}"#)
+        .unwrap();
+    let opened = |name: &str| {
+        std::fs::copy(data.join(name), folder.path().join("pytorch_model.bin")).unwrap();
+        open(folder.path())
+    };
+    for name in ["torch-state-dict", "torch-nested-protocol4"] {
+        let checkpoint = opened(&format!("{name}.bin")).unwrap();
+        let summary = std::fs::read_to_string(data.join(format!("{name}.json"))).unwrap();
+        let summary: HashMap<String, [f64; 3]> = serde_json::from_str(&summary).unwrap();
+        assert_eq!(summary.len(), checkpoint.tensors().count());
+        for (tensor, [first, last, sum]) in summary {
+            let values = checkpoint.tensor(&tensor).unwrap().to_vec().unwrap();
+            let total: f64 = values.iter().map(|x| f64::from(*x)).sum();
+            assert_eq!((values[0], values[values.len() - 1]), (first as f32, last as f32), "{tensor}");
+            assert!((total - sum).abs() < 1e-5 * sum.abs().max(1.0), "{tensor}: {total} for {sum}");
+        }
     }
-    archive.finish().unwrap();
-    std::fs::copy(models().join("config.json"), folder.path().join("config.json")).unwrap();
-    let checkpoint = open(folder.path()).unwrap();
-    assert_same(&reference, &checkpoint, 0.0);
-    assert_eq!(checkpoint.fingerprint().unwrap(), reference.fingerprint().unwrap());
+    for (name, reason) in [("torch-transposed.bin", "contiguous"), ("torch-legacy.bin", "before 1.6")] {
+        let error = opened(name).unwrap_err();
+        assert!(error.code() == "CHECKPOINT_INVALID" && error.to_string().contains(reason), "{error}");
+    }
 }
 
 #[test]
@@ -356,6 +340,13 @@ fn tensors_that_do_not_fit_the_configuration() {
     std::fs::write(&path, raw(header, 576)).unwrap();
     let error = open(folder.path()).unwrap_err();
     assert!(matches!(&error, Error::TensorDtype { dtype, .. } if dtype == "I64"), "{error}");
+
+    // A tensor that would change the results if the configuration called for it.
+    let mut more = tensors.clone();
+    more.push(("backbone.layers.1.mixer.in_proj.bias".into(), vec![24], vec![0.5; 24]));
+    write_safetensors(&path, &more);
+    let error = open(folder.path()).unwrap_err();
+    assert!(error.code() == "CHECKPOINT_INVALID" && error.to_string().contains("in_proj.bias"), "{error}");
 
     let mut nan = tensors;
     nan[4].2[5] = f32::NAN;

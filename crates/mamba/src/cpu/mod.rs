@@ -20,6 +20,8 @@ use crate::ops;
 pub struct Cpu {
     threads: Threads,
     level: Level,
+    deterministic: bool,
+    scratch: ops::linear::cpu::Scratch,
 }
 
 impl Cpu {
@@ -43,7 +45,15 @@ impl Cpu {
                 reason: "this processor does not have these instructions".into(),
             });
         }
-        Ok(Self { threads: Threads::new(threads.max(1))?, level })
+        let scratch = ops::linear::cpu::Scratch::default();
+        Ok(Self { threads: Threads::new(threads.max(1))?, level, deterministic: false, scratch })
+    }
+
+    /// Uses only kernels whose results do not depend on the number of rows: everything but the tile unit.
+    #[must_use]
+    pub fn deterministic(mut self, deterministic: bool) -> Self {
+        self.deterministic = deterministic;
+        self
     }
 }
 
@@ -95,8 +105,9 @@ impl Backend for Cpu {
         out: ViewMut<Self::Buffer>,
     ) -> Result<()> {
         let bias = bias.map(|bias| &**bias);
-        ops::linear::cpu::linear(&mut self.threads, self.level, x, weight, bias, out);
-        Ok(())
+        // The tile unit sums in another order than the kernel for few tokens does.
+        let level = if self.deterministic { self.level.min(Level::Avx512) } else { self.level };
+        ops::linear::cpu::linear(&mut self.threads, level, &mut self.scratch, x, weight, bias, out)
     }
 
     fn add_norm(&mut self, op: ops::norm::AddNorm<Self::Buffer>) -> Result<()> {

@@ -18,11 +18,13 @@ pub enum Level {
     Avx2,
     /// AVX-512 F, BW, DQ, VL.
     Avx512,
+    /// The same, and products with bf16 weights on the tile unit ([`crate::ops::linear`]).
+    Amx,
 }
 
 impl Level {
-    /// The best level of this processor, or a lower one that `NODE_MAMBA_CPU` (`portable`, `avx2`, `avx512`)
-    /// asks for.
+    /// The best level of this processor, or a lower one that `NODE_MAMBA_CPU` (`portable`, `avx2`, `avx512`,
+    /// `amx`) asks for.
     #[must_use]
     pub fn detect() -> Self {
         static LEVEL: OnceLock<Level> = OnceLock::new();
@@ -30,7 +32,8 @@ impl Level {
             let wanted = match std::env::var("NODE_MAMBA_CPU").as_deref() {
                 Ok("portable") => Self::Portable,
                 Ok("avx2") => Self::Avx2,
-                _ => Self::Avx512,
+                Ok("avx512") => Self::Avx512,
+                _ => Self::Amx,
             };
             Self::available().into_iter().filter(|level| *level <= wanted).max().unwrap_or(Self::Portable)
         })
@@ -48,19 +51,23 @@ impl Level {
                 levels.push(Self::Avx2);
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     levels.push(Self::Avx512);
+                    if crate::ops::linear::amx::is_available() {
+                        levels.push(Self::Amx);
+                    }
                 }
             }
         }
         levels
     }
 
-    /// `portable`, `avx2`, `avx512`.
+    /// `portable`, `avx2`, `avx512`, `amx`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
         }
     }
 
@@ -75,7 +82,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { x86::run_avx512(kernel) },
+            Self::Avx512 | Self::Amx => unsafe { x86::run_avx512(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => unsafe { kernel.run::<Portable>() },
         }

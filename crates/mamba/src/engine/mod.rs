@@ -56,8 +56,8 @@ pub struct LoadOptions {
     pub validate: bool,
     /// Another tokenizer than the checkpoint's.
     pub tokenizer: Option<PathBuf>,
-    /// Only size-independent kernels, so that results are equal to the bit in any batch. The CPU backend
-    /// always is; the option costs nothing there.
+    /// Only size-independent kernels, so that results are equal to the bit in any batch. On a CPU this leaves
+    /// out the tile unit, which only serves bf16 weights; f32 and f16 are always so.
     pub deterministic: bool,
     /// Sequences that are computed together, 1 to 4096: the number of state slots.
     pub max_batch: usize,
@@ -230,7 +230,8 @@ impl Mamba {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        Self::with_backend(Cpu::new(threads)?, threads, checkpoint, tokenizer, options, cancel, progress)
+        let cpu = Cpu::new(threads)?.deterministic(options.deterministic);
+        Self::with_backend(cpu, threads, checkpoint, tokenizer, options, cancel, progress)
     }
 
     /// The same on a given backend; `threads` is what [`ModelInfo`] reports.

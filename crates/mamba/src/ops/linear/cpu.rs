@@ -15,6 +15,7 @@ use crate::cpu::memory::Aligned;
 use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
 use crate::cpu::{ConstMatrix, MutMatrix, Shareable};
+use crate::error::Result;
 
 /// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
 const BLOCK: usize = 256;
@@ -105,24 +106,47 @@ struct Product<W> {
     out_stride: usize,
 }
 
+/// From so many tokens on, bf16 weights are multiplied on the tile unit where there is one.
+#[cfg(target_arch = "x86_64")]
+const TILES_FROM: usize = 9;
+
+/// What products keep from call to call.
+#[derive(Default)]
+pub struct Scratch {
+    #[cfg(target_arch = "x86_64")]
+    split: super::amx::Split,
+}
+
 /// `out = x · weightᵀ + bias`: x [tokens, in], out [tokens, out].
+///
+/// # Errors
+/// `OUT_OF_MEMORY` for scratch.
 pub fn linear(
     threads: &mut Threads,
     level: Level,
+    scratch: &mut Scratch,
     x: View<Aligned<f32>>,
     weight: &Packed,
     bias: Option<&[f32]>,
     out: ViewMut<Aligned<f32>>,
-) {
+) -> Result<()> {
     let (rows, inputs, outputs) = (x.rows, weight.inputs(), weight.outputs());
     assert_eq!((x.cols, out.cols, out.rows), (inputs, outputs, rows));
     assert!(bias.is_none_or(|bias| bias.len() >= outputs));
     let (x_stride, out_stride) = (x.stride, out.stride);
-    let x = Shareable(ConstMatrix::new(&x, rows, inputs));
-    let out = Shareable(MutMatrix::new(out, rows, outputs));
+    let x = ConstMatrix::new(&x, rows, inputs);
+    let out = MutMatrix::new(out, rows, outputs);
     if rows == 0 {
-        return;
+        return Ok(());
     }
+    #[cfg(target_arch = "x86_64")]
+    if let (Level::Amx, Panels::BF16(panels)) = (level, &weight.panels)
+        && rows >= TILES_FROM
+    {
+        return super::amx::linear(threads, &mut scratch.split, x, rows, inputs, panels, outputs, bias, out);
+    }
+    let _ = scratch;
+    let (x, out) = (Shareable(x), Shareable(out));
     // Enough tasks that uneven threads end together, each big enough to be worth handing out.
     let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
     let panels = outputs.div_ceil(PANEL);
@@ -162,6 +186,7 @@ pub fn linear(
             }
         }
     });
+    Ok(())
 }
 
 impl Product<()> {

@@ -1,0 +1,168 @@
+// Packs the packages, installs the tarballs into an empty project, and looks at what a user gets. With
+// NODE_MAMBA_RELEASE=1 the binary is the one of `npm run build:release`, otherwise the local build.
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import anyTest, { type TestFn } from 'ava'
+import { requiredVersions } from './helpers/elf.js'
+
+const test = anyTest as TestFn<{ project: string; platform: string }>
+const root = fileURLToPath(new URL('..', import.meta.url))
+const release = process.env.NODE_MAMBA_RELEASE === '1'
+const read = (...path: string[]) => readFileSync(join(root, ...path), 'utf8')
+
+/** All files below a folder, as sorted paths relative to it. */
+function filesBelow(folder: string): string[] {
+  return readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) =>
+      join(entry.parentPath, entry.name)
+        .slice(folder.length + 1)
+        .replaceAll('\\', '/'),
+    )
+    .toSorted()
+}
+
+/** npm's own script, so that it can be run without any PATH. */
+function npmScript(): string {
+  const here = dirname(process.execPath)
+  const places = [
+    process.env.npm_execpath ?? '',
+    join(here, 'node_modules/npm/bin/npm-cli.js'),
+    join(here, '../lib/node_modules/npm/bin/npm-cli.js'),
+    join(here, '../share/nodejs/npm/bin/npm-cli.js'),
+  ]
+  return places.find((place) => place.endsWith('npm-cli.js') && existsSync(place))!
+}
+
+/** Runs Node in the project with no PATH: no cargo, no compiler, no shell. */
+function node(project: string, ...args: string[]): string {
+  const { PATH: _path, NODE_OPTIONS: _options, NODE_MAMBA_BINARY: _binary, ...env } = process.env
+  return execFileSync(process.execPath, args, {
+    cwd: project,
+    encoding: 'utf8',
+    env: { ...env, PATH: '' },
+  }).trim()
+}
+
+test.before('pack, and install into an empty project', (t) => {
+  execFileSync(process.execPath, ['scripts/pack.mjs', ...(release ? ['--release'] : [])], { cwd: root })
+  const project = mkdtempSync(join(tmpdir(), 'node-mamba-project-'))
+  t.context = { project, platform: '' }
+  writeFileSync(join(project, 'package.json'), '{"name":"empty","private":true,"type":"module"}')
+  const tarballs = readdirSync(join(root, '.cache/pack')).map((name) => join(root, '.cache/pack', name))
+  t.is(tarballs.length, 3)
+  // Offline and with an empty cache: what is not in the tarballs is not needed.
+  node(
+    project,
+    npmScript(),
+    'install',
+    '--offline',
+    `--cache=${project}/.npm`,
+    '--no-audit',
+    '--no-fund',
+    ...tarballs,
+  )
+  t.context.platform = readdirSync(join(project, 'node_modules/@node-mamba')).find(
+    (name) => name !== 'model-default',
+  )!
+})
+
+test.after.always((t) => rmSync(t.context.project, { recursive: true, force: true }))
+
+test('the installed package works without Rust', (t) => {
+  const { project } = t.context
+  writeFileSync(join(project, 'index.js'), `import { version } from 'node-mamba'\nconsole.log(version())\n`)
+  t.is(node(project, 'index.js'), (JSON.parse(read('package.json')) as { version: string }).version)
+})
+
+test('the packages hold what they should and nothing else', (t) => {
+  const modules = join(t.context.project, 'node_modules')
+  const { platform } = t.context
+  const compiled = [
+    'index.ts',
+    ...readdirSync(join(root, 'lib'), { recursive: true }).map((name) => `lib/${String(name)}`),
+  ]
+    .filter((name) => name.endsWith('.ts') && !name.endsWith('.d.ts'))
+    .map((name) => `dist/${name.slice(0, -3)}`)
+  t.deepEqual(
+    filesBelow(join(modules, 'node-mamba')),
+    [
+      'CHANGELOG.md',
+      'LICENSE',
+      'README.md',
+      'package.json',
+      'dist/lib/native.d.ts',
+      ...compiled.flatMap((name) => [`${name}.js`, `${name}.d.ts`]),
+    ].toSorted(),
+  )
+  t.deepEqual(filesBelow(join(modules, '@node-mamba', platform)), [
+    'LICENSE',
+    'README.md',
+    'THIRD-PARTY-LICENSES.txt',
+    `node-mamba.${platform}.node`,
+    'package.json',
+  ])
+  t.deepEqual(filesBelow(join(modules, '@node-mamba/model-default')), [
+    'LICENSE',
+    'README.md',
+    'config.json',
+    'model.safetensors',
+    'package.json',
+    'tokenizer.json',
+  ])
+})
+
+test('facade and binary take less than 25 MB', (t) => {
+  const bytes = ['node-mamba', `@node-mamba/${t.context.platform}`]
+    .map((name) => join(t.context.project, 'node_modules', name))
+    .flatMap((folder) => filesBelow(folder).map((file) => statSync(join(folder, file)).size))
+    .reduce((sum, size) => sum + size)
+  t.log(`${(bytes / 1e6).toFixed(1)} MB`)
+  t.true(bytes < 25e6)
+})
+
+test('nothing runs when the package is installed, and it asks for every platform package', (t) => {
+  const require = createRequire(join(t.context.project, 'index.js'))
+  const facade = require('node-mamba/package.json') as Record<string, Record<string, string>>
+  t.false('scripts' in facade)
+  t.false('devDependencies' in facade)
+  const platforms = readdirSync(join(root, 'npm')).map((name) => `@node-mamba/${name}`)
+  t.deepEqual(
+    Object.keys(facade.optionalDependencies!).toSorted(),
+    [...platforms, '@node-mamba/model-default'].toSorted(),
+  )
+})
+
+test('one version everywhere', (t) => {
+  const { version, optionalDependencies } = JSON.parse(read('package.json')) as {
+    version: string
+    optionalDependencies: Record<string, string>
+  }
+  t.is(read('Cargo.toml').match(/^version = "(.+)"/m)![1], version)
+  for (const platform of readdirSync(join(root, 'npm')))
+    t.is(
+      (JSON.parse(read('npm', platform, 'package.json')) as { version: string }).version,
+      version,
+      platform,
+    )
+  const model = JSON.parse(read('models/mamba-novels-7m/package.json')) as { name: string; version: string }
+  t.is(optionalDependencies[model.name], model.version)
+})
+
+const testRelease = release && process.platform === 'linux' ? test : test.skip
+
+testRelease('the release binary needs no newer glibc than 2.28', (t) => {
+  const { project, platform } = t.context
+  const binary = readFileSync(
+    join(project, `node_modules/@node-mamba/${platform}/node-mamba.${platform}.node`),
+  )
+  const versions = requiredVersions(binary).filter((version) => /^GLIBC_\d/.test(version))
+  t.true(versions.length > 0)
+  t.log(versions.join(' '))
+  const newest = Math.max(...versions.map((version) => Number(version.split('.')[1])))
+  t.true(newest <= 28, `GLIBC_2.${newest}`)
+})
