@@ -10,6 +10,8 @@ const options = { maxTokens: 120, temperature: 0.8, topP: 0.95, seed: 3 }
 const millions = (count: number) => `${(count / 1e6).toFixed(1)} million`
 const speed = (tokens: number, seconds: number) =>
   `${Math.round(tokens / seconds).toLocaleString('en')} tokens/s`
+// Embeddings have length 1, so their dot product is the cosine of their angle.
+const cosine = (a: Float32Array, b: Float32Array) => a.reduce((sum, x, i) => sum + x * b[i]!, 0)
 const title = (text: string) => console.log(`\n— ${text} —\n`)
 
 const model = await Mamba.load()
@@ -44,8 +46,6 @@ try {
     'He asked for her hand, and she gave it gladly.',
   ]
   const vectors = await model.embed(sentences)
-  // Vectors have length 1, so their dot product is the cosine of their angle.
-  const cosine = (a: Float32Array, b: Float32Array) => a.reduce((sum, x, i) => sum + x * b[i]!, 0)
   const width = Math.max(...sentences.map((sentence) => sentence.length))
   for (const [i, sentence] of sentences.entries()) {
     const row = vectors.map((vector) => cosine(vectors[i]!, vector).toFixed(2))
