@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import { aborted } from './call.js'
 import { MambaError } from './errors.js'
 import {
@@ -20,6 +21,7 @@ export async function completeBatch(
   const { signal } = readGenerateOptions(options)
   if (signal?.aborted) throw aborted(signal)
   const stop = new AbortController()
+  setMaxListeners(0, stop.signal) // one for each call in flight is no leak
   const forward = () => stop.abort(signal?.reason)
   signal?.addEventListener('abort', forward, { once: true })
 

@@ -15,14 +15,17 @@ export function toMambaError(error: unknown): MambaError {
   if (error instanceof MambaError) return error
   const { code, message } = error as { code?: unknown; message: string }
   // The core's codes are in capitals; Node-API's own (StringExpected, …) are about arguments.
-  if (typeof code === 'string' && /^[A-Z_]+$/.test(code)) return new MambaError(code as MambaErrorCode, message)
-  return new MambaError(code === 'GenericFailure' ? 'INTERNAL' : 'INVALID_ARGUMENT', message, { cause: error })
+  if (typeof code === 'string' && /^[A-Z_]+$/.test(code))
+    return new MambaError(code as MambaErrorCode, message)
+  return new MambaError(code === 'GenericFailure' ? 'INTERNAL' : 'INVALID_ARGUMENT', message, {
+    cause: error,
+  })
 }
 
 /** Runs what the addon does at once. */
-export function direct<T>(call: () => T): T {
+export function direct<T>(run: () => T): T {
   try {
-    return call()
+    return run()
   } catch (error) {
     throw toMambaError(error)
   }
@@ -46,7 +49,10 @@ export function begin<T>(
   const job = direct(() =>
     start((error, value) => {
       signal?.removeEventListener('abort', cancel)
-      settle(error && (signal?.aborted && error.code === 'ABORTED' ? aborted(signal) : toMambaError(error)), value)
+      settle(
+        error && (signal?.aborted && error.code === 'ABORTED' ? aborted(signal) : toMambaError(error)),
+        value,
+      )
     }),
   )
   signal?.addEventListener('abort', cancel, { once: true })

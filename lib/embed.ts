@@ -1,4 +1,4 @@
-import { call, type Abortable } from './call.js'
+import { aborted, call, type Abortable } from './call.js'
 import { MambaError } from './errors.js'
 import { toNative, type TextOrIds } from './input.js'
 import type { NativeEmbedOptions, NativeEvent, NativeModel } from './native.js'
@@ -33,7 +33,12 @@ export interface EmbeddedBatch<T extends TextOrIds = TextOrIds> {
   vectors: Float32Array[]
 }
 
-const names = ['pooling', 'normalize', 'dimensions', 'signal'] as const satisfies readonly (keyof EmbedOptions)[]
+const names = [
+  'pooling',
+  'normalize',
+  'dimensions',
+  'signal',
+] as const satisfies readonly (keyof EmbedOptions)[]
 
 function readEmbedOptions(read: Options<EmbedStreamOptions>): NativeEmbedOptions {
   return {
@@ -71,7 +76,10 @@ export async function embed(
   const read = new Options(options, names)
   const [native, signal] = [readEmbedOptions(read), read.signal()]
   if (typeof texts !== 'string' && !(texts instanceof Uint32Array) && !Array.isArray(texts)) {
-    throw new MambaError('INVALID_ARGUMENT', `the texts are ${shown(texts)}, expected a text or an array of texts`)
+    throw new MambaError(
+      'INVALID_ARGUMENT',
+      `the texts are ${shown(texts)}, expected a text or an array of texts`,
+    )
   }
   if (!isOne(texts)) return embedAll(model, texts, native, signal)
   const [vector] = await embedAll(model, [texts], native, signal)
@@ -130,7 +138,10 @@ function iterate<T>(texts: Iterable<T> | AsyncIterable<T>): AsyncIterator<T> | I
     if (Symbol.asyncIterator in texts) return texts[Symbol.asyncIterator]()
     if (Symbol.iterator in texts) return texts[Symbol.iterator]()
   }
-  throw new MambaError('INVALID_ARGUMENT', `the texts are ${shown(texts)}, expected an iterable or an async iterable`)
+  throw new MambaError(
+    'INVALID_ARGUMENT',
+    `the texts are ${shown(texts)}, expected an iterable or an async iterable`,
+  )
 }
 
 /** Up to `count` items; fewer at the end. */
@@ -151,11 +162,10 @@ async function takeBatch<T>(
 /** A source that never answers must not outlive an abort. */
 async function untilAborted<T>(next: T | Promise<T>, signal: AbortSignal): Promise<T> {
   if (!(next instanceof Promise)) return next
-  let listener = () => {}
-  const abort = new Promise<never>((_, reject) => {
-    listener = () => reject(new MambaError('ABORTED', 'the call was aborted', { cause: signal.reason }))
-    if (signal.aborted) listener()
-    else signal.addEventListener('abort', listener, { once: true })
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(aborted(signal))
+    if (signal.aborted) abort()
+    signal.addEventListener('abort', abort, { once: true })
+    next.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
   })
-  return Promise.race([next, abort]).finally(() => signal.removeEventListener('abort', listener))
 }

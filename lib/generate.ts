@@ -167,7 +167,10 @@ function readLogitBias(bias: unknown): [Uint32Array, Float32Array] {
 }
 
 /** Starts a generation in the addon with options that {@link readGenerateOptions} read. */
-export type StartGeneration = (native: NativeGenerateOptions, onEvent: NativeCallback<NativeEvent>) => NativeJob
+export type StartGeneration = (
+  native: NativeGenerateOptions,
+  onEvent: NativeCallback<NativeEvent>,
+) => NativeJob
 
 /** Runs a generation for its result alone. */
 export async function complete(
@@ -185,7 +188,8 @@ export async function complete(
           if (!error && event.type === 'token') top.push(toToken(event).top ?? [])
           else last(error, event)
         }),
-      (error, event) => (error ? reject(error) : resolve(toCompletion(event, native.logprobs > 0 ? top : undefined))),
+      (error, event) =>
+        error ? reject(error) : resolve(toCompletion(event, native.logprobs > 0 ? top : undefined)),
     )
   })
 }

@@ -24,5 +24,8 @@ export function toIds(ids: readonly number[] | Uint32Array, what = 'the token id
   const [code, expected] = Number.isInteger(id)
     ? (['TOKEN_OUT_OF_RANGE', 'an id of the vocabulary'] as const)
     : (['INVALID_ARGUMENT', 'an integer'] as const)
-  throw new MambaError(code, `token id ${shown(id)} at position ${wrong} of ${what} is not valid, expected ${expected}`)
+  throw new MambaError(
+    code,
+    `token id ${shown(id)} at position ${wrong} of ${what} is not valid, expected ${expected}`,
+  )
 }

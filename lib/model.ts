@@ -1,7 +1,13 @@
 import { completeBatch } from './batch.js'
 import { binding } from './binding.js'
 import { begin, call, direct, type Abortable } from './call.js'
-import { embed, embedStream, type EmbeddedBatch, type EmbedOptions, type EmbedStreamOptions } from './embed.js'
+import {
+  embed,
+  embedStream,
+  type EmbeddedBatch,
+  type EmbedOptions,
+  type EmbedStreamOptions,
+} from './embed.js'
 import { MambaError } from './errors.js'
 import { complete, Generation, type Completion, type GenerateOptions } from './generate.js'
 import { toNative, type TextOrIds } from './input.js'
@@ -310,7 +316,9 @@ export class Mamba {
     }
     const starts = (prompts as readonly TextOrIds[]).map((prompt, i) => {
       const input = toNative(prompt, `prompt ${i}`)
-      return ((native, onEvent) => this.#native().generate(input, native, onEvent)) as Parameters<typeof complete>[0]
+      return ((native, onEvent) => this.#native().generate(input, native, onEvent)) as Parameters<
+        typeof complete
+      >[0]
     })
     return completeBatch(starts, options, this.#maxInFlight)
   }

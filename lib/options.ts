@@ -86,11 +86,15 @@ export class Options<T extends object> {
 
 /** The name that a person probably meant: at most a third of its letters away. */
 function nearest(name: string, names: readonly string[]): string | undefined {
-  const plain = (text: string) => text.toLowerCase().replaceAll(/[-_]/g, '')
   return names
-    .map((candidate) => ({ candidate, distance: editDistance(plain(name), plain(candidate)) }))
+    .map((candidate) => ({ candidate, distance: editDistance(lowerCase(name), lowerCase(candidate)) }))
     .filter(({ candidate, distance }) => distance <= candidate.length / 3)
     .toSorted((a, b) => a.distance - b.distance)[0]?.candidate
+}
+
+/** `max_tokens`, `maxtokens` and `maxTokens` alike. */
+function lowerCase(name: string): string {
+  return name.toLowerCase().replaceAll(/[-_]/g, '')
 }
 
 /** Levenshtein's distance, one row at a time. */

@@ -59,7 +59,10 @@ export class Session {
    * the iteration and from `result`.
    */
   generate(options?: GenerateOptions): Generation {
-    return new Generation((native, onEvent) => this.#model().generateFrom(this.#native, native, onEvent), options)
+    return new Generation(
+      (native, onEvent) => this.#model().generateFrom(this.#native, native, onEvent),
+      options,
+    )
   }
 
   /**
@@ -112,7 +115,11 @@ export async function restore(model: () => NativeModel, from: string | URL | Uin
       ? direct(() => model().restore(from))
       : await new Promise<NativeSession>((resolve, reject) => {
           const path = toPath(from)
-          direct(() => model().restoreFile(path, (error, value) => (error ? reject(toMambaError(error)) : resolve(value))))
+          direct(() =>
+            model().restoreFile(path, (error, value) =>
+              error ? reject(toMambaError(error)) : resolve(value),
+            ),
+          )
         })
   return new Session(model, native)
 }

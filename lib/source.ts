@@ -32,7 +32,9 @@ export function filePath(url: string | URL): string {
   try {
     return fileURLToPath(url)
   } catch (cause) {
-    throw new MambaError('INVALID_ARGUMENT', `${String(url)} is not the URL of a file, expected file:///…`, { cause })
+    throw new MambaError('INVALID_ARGUMENT', `${String(url)} is not the URL of a file, expected file:///…`, {
+      cause,
+    })
   }
 }
 

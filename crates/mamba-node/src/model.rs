@@ -190,13 +190,22 @@ impl NativeModel {
 
     /// Logits.
     #[napi(catch_unwind)]
-    pub fn forward(&self, text: NativeInput, all: bool, #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>) -> Result<NativeJob> {
+    pub fn forward(
+        &self,
+        text: NativeInput,
+        all: bool,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
         self.submit(Task::Forward { input: input(text), all }, &on_event)
     }
 
     /// Log-probabilities of a text's tokens.
     #[napi(catch_unwind)]
-    pub fn score(&self, text: NativeInput, #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>) -> Result<NativeJob> {
+    pub fn score(
+        &self,
+        text: NativeInput,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
         self.submit(Task::Score { input: input(text) }, &on_event)
     }
 
@@ -229,7 +238,11 @@ impl NativeModel {
     pub fn restore_file(
         &self,
         path: String,
-        #[napi(ts_arg_type = "NativeCallback<NativeSession>")] on_done: Function<'_, NativeSession, UnknownReturnValue>,
+        #[napi(ts_arg_type = "NativeCallback<NativeSession>")] on_done: Function<
+            '_,
+            NativeSession,
+            UnknownReturnValue,
+        >,
     ) -> Result<()> {
         let callback = Callback::new(&on_done, self.handle.clone())?;
         let model = self.handle.model().clone();
@@ -243,7 +256,11 @@ impl NativeModel {
 
     /// Ends everything under way and frees the memory; `on_done` is called when it is free.
     #[napi(catch_unwind)]
-    pub fn dispose(&mut self, env: Env, #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
+    pub fn dispose(
+        &mut self,
+        env: Env,
+        #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>,
+    ) -> Result<()> {
         let callback = Callback::new(&on_done, ())?;
         self.handle.model().dispose(move || {
             callback.call(Ok(()));
