@@ -84,7 +84,11 @@ type Progress = Option<NativeLoadProgress>;
 pub fn load(
     path: String,
     options: NativeLoadOptions,
-    #[napi(ts_arg_type = "NativeCallback<NativeLoadProgress | NativeModel>")] on_event: Function<'_, Either<NativeLoadProgress, NativeModel>, UnknownReturnValue>,
+    #[napi(ts_arg_type = "NativeCallback<NativeLoadProgress | NativeModel>")] on_event: Function<
+        '_,
+        Either<NativeLoadProgress, NativeModel>,
+        UnknownReturnValue,
+    >,
 ) -> Result<NativeJob> {
     let options = options.into_core().map_err(to_js)?;
     // Not sent through the queue: what is still in it when a worker ends is never dropped, and a model is large.

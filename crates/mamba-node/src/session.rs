@@ -44,7 +44,11 @@ impl NativeSession {
 
     /// Writes it to a file.
     #[napi(catch_unwind)]
-    pub fn save(&self, path: String, #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>) -> Result<()> {
+    pub fn save(
+        &self,
+        path: String,
+        #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>,
+    ) -> Result<()> {
         // A fork, so that what is written is what the session is now, whatever happens to it meanwhile.
         let session = self.0.fork().map_err(to_js)?;
         let callback = Callback::new(&on_done, ())?;
