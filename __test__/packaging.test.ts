@@ -49,9 +49,9 @@ function node(project: string, ...args: string[]): string {
 }
 
 test.before('pack, and install into an empty project', (t) => {
-  execFileSync(process.execPath, ['scripts/pack.mjs', ...(release ? ['--release'] : [])], { cwd: root })
   const project = mkdtempSync(join(tmpdir(), 'node-mamba-project-'))
   t.context = { project, platform: '' }
+  execFileSync(process.execPath, ['scripts/pack.mjs', ...(release ? ['--release'] : [])], { cwd: root })
   writeFileSync(join(project, 'package.json'), '{"name":"empty","private":true,"type":"module"}')
   const tarballs = readdirSync(join(root, '.cache/pack')).map((name) => join(root, '.cache/pack', name))
   t.is(tarballs.length, 3)
@@ -73,10 +73,25 @@ test.before('pack, and install into an empty project', (t) => {
 
 test.after.always((t) => rmSync(t.context.project, { recursive: true, force: true }))
 
-test('the installed package works without Rust', (t) => {
+test("the README's first example runs in the installed package, without Rust", (t) => {
   const { project } = t.context
-  writeFileSync(join(project, 'index.js'), `import { version } from 'node-mamba'\nconsole.log(version())\n`)
-  t.is(node(project, 'index.js'), (JSON.parse(read('package.json')) as { version: string }).version)
+  const example = read('README.md').match(/```ts\n([^]*?)```/)![1]!
+  t.regex(example, /from 'node-mamba'/)
+  writeFileSync(join(project, 'example.js'), example)
+  const text = node(project, 'example.js')
+  t.log(text)
+  t.true(text.split(/\s+/).length > 20)
+})
+
+test('the installed package finds its own binary, of its own version', (t) => {
+  const { project, platform } = t.context
+  writeFileSync(
+    join(project, 'diagnose.js'),
+    `import { diagnose } from 'node-mamba'\nconsole.log(JSON.stringify(diagnose()))\n`,
+  )
+  const { version, binary } = JSON.parse(node(project, 'diagnose.js')) as { version: string; binary: string }
+  t.is(version, (JSON.parse(read('package.json')) as { version: string }).version)
+  t.true(binary.endsWith(join('node_modules/@node-mamba', platform, `node-mamba.${platform}.node`)), binary)
 })
 
 test('the packages hold what they should and nothing else', (t) => {

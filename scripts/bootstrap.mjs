@@ -12,7 +12,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { pathToFileURL } from 'node:url'
-import { ask, fail, root, step, tool, run } from './steps.mjs'
+import { ask, fail, run, step, tool } from './steps.mjs'
 
 const stampsFile = '.cache/built.json'
 
@@ -29,6 +29,8 @@ function fingerprint(paths, extensions) {
   return hash.digest('hex')
 }
 
+const packageJson = JSON.parse(readFileSync('package.json', 'utf8'))
+
 const parts = {
   packages: {
     title: 'Installing the npm packages',
@@ -40,6 +42,7 @@ const parts = {
     title: 'Building the native addon (cargo, release profile)',
     inputs: () =>
       ask('rustc', '--version') +
+      JSON.stringify(packageJson.napi) +
       fingerprint(
         ['crates/mamba', 'crates/mamba-node', 'Cargo.toml', 'Cargo.lock', '.cargo'],
         ['.rs', '.toml', '.lock'],
@@ -70,34 +73,33 @@ const parts = {
   },
 }
 
-function checkToolchains() {
-  const wanted = {
-    node: JSON.parse(readFileSync('package.json', 'utf8')).engines.node.replace('>=', ''),
-    cargo: readFileSync('Cargo.toml', 'utf8').match(/^rust-version = "(.+)"/m)[1],
-  }
-  const found = { node: process.versions.node, cargo: ask('cargo', '--version')?.match(/\d+\.\d+\.\d+/)?.[0] }
-  for (const [name, version] of Object.entries(wanted)) {
-    const where = { node: 'https://nodejs.org', cargo: 'https://rustup.rs' }[name]
-    if (!found[name]) fail(`${name} is not there: node-mamba is built with ${name} >= ${version} (${where})`)
-    if (found[name].localeCompare(version, 'en', { numeric: true }) < 0)
-      fail(`${name} is ${found[name]}, expected >= ${version} (${where})`)
-  }
+/** Ends with a message when a toolchain is missing or older than the manifests say. */
+function need(name, found, wanted, where) {
+  if (!found) fail(`${name} is not there: node-mamba is built with ${name} >= ${wanted} (${where})`)
+  if (found.localeCompare(wanted, 'en', { numeric: true }) < 0)
+    fail(`${name} is ${found}, expected >= ${wanted} (${where})`)
+}
+
+function needCargo() {
+  const wanted = readFileSync('Cargo.toml', 'utf8').match(/^rust-version = "(.+)"/m)[1]
+  const found = ask('cargo', '--version')?.match(/\d+\.\d+\.\d+/)?.[0]
+  need('cargo', found, wanted, 'https://rustup.rs')
 }
 
 /** Brings everything up to date; returns at once when it is. */
 export function bootstrap() {
+  need('node', process.versions.node, packageJson.engines.node.replace('>=', ''), 'https://nodejs.org')
   const stamps = existsSync(stampsFile) ? JSON.parse(readFileSync(stampsFile, 'utf8')) : {}
   let checked = false
   for (const [name, part] of Object.entries(parts)) {
     if (part.built() && stamps[name] === part.inputs()) continue
-    if (!checked) checkToolchains()
+    if (!checked) needCargo()
     checked = true
     step(part.title, part.build)
     stamps[name] = part.inputs()
     mkdirSync('.cache', { recursive: true })
     writeFileSync(stampsFile, JSON.stringify(stamps, null, 2))
   }
-  return root
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1]).href) bootstrap()

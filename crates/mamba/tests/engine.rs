@@ -145,6 +145,31 @@ fn company_slots_chunks_and_threads_change_nothing() {
     }
 }
 
+/// bf16 products take another path for many rows where the processor has a tile unit. With `deterministic` they
+/// do not; without, greedy texts may part only where the two best tokens are as good as equal.
+#[test]
+fn bf16_in_company() {
+    let bf16 = LoadOptions { threads: Some(2), dtype: Some(DType::BF16), ..LoadOptions::default() };
+    for deterministic in [true, false] {
+        let model = load(&LoadOptions { deterministic, ..bf16.clone() });
+        let sampler = SamplerOptions { logprobs: 2, ..SamplerOptions::default() };
+        let options = GenerateOptions { stream: true, sampler, ..options(48) };
+        let task = |i: usize| Task::Generate { prompt: text(PROMPTS[i % 5]), options: options.clone() };
+        let alone: Vec<_> = (0..5).map(|i| ask(&model, task(i)).0).collect();
+        let together: Vec<_> = (0..40).map(|i| start(&model, task(i), Cancel::default()).unwrap()).collect();
+        for (i, events) in together.iter().enumerate() {
+            let (tokens, alone) = (receive(events).0, &alone[i % 5]);
+            if deterministic {
+                assert_eq!(&tokens, alone);
+            } else if let Some(at) = (0..48).find(|at| tokens[*at].token != alone[*at].token) {
+                let gap = alone[at].top[0].1 - alone[at].top[1].1;
+                println!("text {i} parts at token {at}, where the two best logits lie {gap:e} apart");
+                assert!(gap < 1e-4);
+            }
+        }
+    }
+}
+
 #[test]
 fn stop_strings_and_stop_tokens() {
     let model = model();

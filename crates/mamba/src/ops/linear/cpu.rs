@@ -321,28 +321,26 @@ impl<W> Product<W> {
             let x = self.x.add(row * self.x_stride + block * BLOCK);
             for half in (0..PANEL).step_by(VECTORS * S::LANES) {
                 let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
-                let mut add = |i: usize, w: [S::F; VECTORS]| {
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let x = S::splat(*x.add(r * self.x_stride + i));
-                        for (w, sum) in w.into_iter().zip(sums) {
-                            *sum = S::mul_add(x, w, *sum);
-                        }
-                    }
-                };
                 for i in (0..inputs - 1).step_by(2) {
                     let pair = weight.add(i * PANEL);
                     if ROWS <= 4 {
                         S::prefetch(pair.wrapping_add(24 * PANEL + half).cast());
                         S::prefetch(pair.wrapping_add(25 * PANEL + half).cast());
                     }
-                    let w: [[S::F; 2]; VECTORS] =
-                        std::array::from_fn(|v| load_pair::<S, _>(pair, half + v * S::LANES));
-                    add(i, w.map(|w| w[0]));
-                    add(i + 1, w.map(|w| w[1]));
+                    let (mut first, mut second) = ([S::splat(0.0); VECTORS], [S::splat(0.0); VECTORS]);
+                    for v in 0..VECTORS {
+                        [first[v], second[v]] = load_pair::<S, _>(pair, half + v * S::LANES);
+                    }
+                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(i), self.x_stride, first);
+                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(i + 1), self.x_stride, second);
                 }
                 if inputs % 2 == 1 {
                     let pair = weight.add((inputs - 1) * PANEL);
-                    add(inputs - 1, std::array::from_fn(|v| load::<S, _>(pair, half + v * S::LANES)));
+                    let mut last = [S::splat(0.0); VECTORS];
+                    for (v, last) in last.iter_mut().enumerate() {
+                        *last = load::<S, _>(pair, half + v * S::LANES);
+                    }
+                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(inputs - 1), self.x_stride, last);
                 }
                 for (r, sums) in sums.into_iter().enumerate() {
                     for (v, sum) in sums.into_iter().enumerate() {
@@ -360,6 +358,25 @@ impl<W> Product<W> {
                         S::store_first(out, S::add(before, sum), n);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// `sums[r] += x[r] · w` for one input of all rows.
+#[inline(always)]
+unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    sums: &mut [[S::F; VECTORS]; ROWS],
+    x: *const f32,
+    x_stride: usize,
+    w: [S::F; VECTORS],
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's rows.
+        unsafe {
+            let x = S::splat(*x.add(r * x_stride));
+            for (w, sum) in w.into_iter().zip(sums) {
+                *sum = S::mul_add(x, w, *sum);
             }
         }
     }
