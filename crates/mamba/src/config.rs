@@ -433,7 +433,7 @@ mod tests {
             (r#"{"d_model": 1e3}"#, "d_model", "1000.0"),
             (r#"{"d_model": "768"}"#, "d_model", "\"768\""),
             (r#"{"d_model": 99999999999999}"#, "d_model", "99999999999999"),
-            (r#"{"d_model": 16000000, "n_layer": 16000000}"#, "(file)", "parameters"),
+            (r#"{"d_model": 8000000, "n_layer": 16000000}"#, "(file)", "parameters"),
             (r#"{"d_model": 8, "ssm_cfg": {"d_state": 257}}"#, "ssm_cfg.d_state", "257"),
             (r#"{"d_model": 8, "ssm_cfg": {"d_state": 0}}"#, "ssm_cfg.d_state", "0"),
             (r#"{"d_model": 8, "ssm_cfg": {"d_conv": 17}}"#, "ssm_cfg.d_conv", "17"),
