@@ -5,17 +5,21 @@ const root = fileURLToPath(new URL('../..', import.meta.url))
 
 /**
  * Runs a module in a Node of its own, with what tsc compiled as `node-mamba` (`Mamba` is imported). It is
- * killed after a minute, and then `signal` says so.
+ * killed after `timeout` milliseconds, and then `signal` says so.
  */
 export function runChild(
   source: string,
-  { nodeOptions = [], env = {} }: { nodeOptions?: string[]; env?: Record<string, string> } = {},
+  {
+    nodeOptions = [],
+    env = {},
+    timeout = 60_000,
+  }: { nodeOptions?: string[]; env?: Record<string, string>; timeout?: number } = {},
 ): Promise<{ code: number | null; signal: string | null; stdout: string; stderr: string }> {
   const script = `import { Mamba } from './dist/index.js'\n${source}`
   const child = spawn(process.execPath, [...nodeOptions, '--input-type=module', '-e', script], {
     cwd: root,
     env: { ...process.env, NODE_OPTIONS: '', ...env },
-    timeout: 60_000,
+    timeout,
     killSignal: 'SIGKILL',
   })
   const output = { stdout: '', stderr: '' }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use mamba::Mamba;
 use mamba::engine::{Cancel, Event, Task};
+use mamba::{Error, Mamba};
 use napi::bindgen_prelude::*;
 use napi::threadsafe_function::UnknownReturnValue;
 use napi_derive::napi;
@@ -78,7 +78,8 @@ pub struct NativeInfo {
 /// A loaded model.
 #[napi(custom_finalize)]
 pub struct NativeModel {
-    handle: Handle,
+    /// `None` once it was disposed of: the tokenizer need not wait for garbage collection either.
+    handle: Option<Handle>,
     /// What V8 was told that this small object holds.
     external_bytes: i64,
 }
@@ -96,15 +97,22 @@ impl NativeModel {
     pub fn new(handle: Handle, env: &Env) -> napi::Result<Self> {
         let external_bytes = handle.model().info().weight_bytes as i64;
         env.adjust_external_memory(external_bytes)?;
-        Ok(Self { handle, external_bytes })
+        Ok(Self { handle: Some(handle), external_bytes })
+    }
+
+    fn handle(&self) -> Result<&Handle> {
+        self.handle.as_ref().ok_or_else(|| to_js(Error::ModelDisposed))
+    }
+
+    fn model(&self) -> Result<&Mamba> {
+        self.handle().map(Handle::model)
     }
 
     fn submit(&self, task: Task, on_event: &OnEvent<'_>) -> Result<NativeJob> {
-        let callback = Callback::new(on_event, self.handle.clone())?;
+        let callback = Callback::new(on_event, self.handle()?.clone())?;
         let cancel = Cancel::default();
         let job = cancel.clone();
-        self.handle
-            .model()
+        self.model()?
             .submit(task, cancel.clone(), move |event| {
                 let there = callback.call(match event {
                     Event::Token(token) => Ok(token.into()),
@@ -124,9 +132,10 @@ impl NativeModel {
 impl NativeModel {
     /// What is known of it.
     #[napi(catch_unwind)]
-    pub fn info(&self) -> NativeInfo {
-        let info = self.handle.model().info();
-        NativeInfo {
+    pub fn info(&self) -> Result<NativeInfo> {
+        let model = self.model()?;
+        let info = model.info();
+        Ok(NativeInfo {
             config: info.config.to_official_json().to_string(),
             dtype: info.dtype.name(),
             device: info.device.clone(),
@@ -137,21 +146,21 @@ impl NativeModel {
             weight_bytes: info.weight_bytes as f64,
             state_bytes: info.state_bytes as f64,
             parameters: info.parameters as f64,
-            tokenizer_size: self.handle.model().tokenizer().ok().map(|text| text.vocab_size() as u32),
-        }
+            tokenizer_size: model.tokenizer().ok().map(|text| text.vocab_size() as u32),
+        })
     }
 
     /// Ids of a text.
     #[napi(catch_unwind, ts_return_type = "Uint32Array")]
     pub fn encode(&self, text: String) -> Result<Ids> {
-        let tokenizer = self.handle.model().tokenizer().map_err(to_js)?;
+        let tokenizer = self.model()?.tokenizer().map_err(to_js)?;
         tokenizer.encode(&text).map(Ids).map_err(to_js)
     }
 
     /// Text of ids.
     #[napi(catch_unwind)]
     pub fn decode(&self, ids: Uint32Array, skip_special: bool) -> Result<String> {
-        let tokenizer = self.handle.model().tokenizer().map_err(to_js)?;
+        let tokenizer = self.model()?.tokenizer().map_err(to_js)?;
         tokenizer.decode(&ids, skip_special).map_err(to_js)
     }
 
@@ -223,14 +232,14 @@ impl NativeModel {
 
     /// An empty session.
     #[napi(catch_unwind)]
-    pub fn session(&self) -> NativeSession {
-        NativeSession(self.handle.model().session())
+    pub fn session(&self) -> Result<NativeSession> {
+        self.model().map(|model| NativeSession(model.session()))
     }
 
     /// A session from its bytes.
     #[napi(catch_unwind)]
     pub fn restore(&self, bytes: Uint8Array) -> Result<NativeSession> {
-        self.handle.model().restore(&bytes).map(NativeSession).map_err(to_js)
+        self.model()?.restore(&bytes).map(NativeSession).map_err(to_js)
     }
 
     /// A session from its file.
@@ -244,8 +253,8 @@ impl NativeModel {
             UnknownReturnValue,
         >,
     ) -> Result<()> {
-        let callback = Callback::new(&on_done, self.handle.clone())?;
-        let model = self.handle.model().clone();
+        let callback = Callback::new(&on_done, self.handle()?.clone())?;
+        let model = self.model()?.clone();
         spawn("mamba-restore", move || {
             callback.call(caught(|| {
                 let bytes = read_session(path.as_ref(), model.info().state_bytes)?;
@@ -262,7 +271,8 @@ impl NativeModel {
         #[napi(ts_arg_type = "NativeCallback<void>")] on_done: Function<'_, (), UnknownReturnValue>,
     ) -> Result<()> {
         let callback = Callback::new(&on_done, ())?;
-        self.handle.model().dispose(move || {
+        let handle = self.handle.take().ok_or_else(|| to_js(Error::ModelDisposed))?;
+        handle.model().dispose(move || {
             callback.call(Ok(()));
         });
         env.adjust_external_memory(-std::mem::take(&mut self.external_bytes)).map_err(internal)?;

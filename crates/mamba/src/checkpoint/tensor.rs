@@ -111,7 +111,8 @@ impl Source {
 /// outwards: a page that another thread is still reading simply comes back from the page cache.
 #[cfg(unix)]
 fn release(map: &Mmap, from: usize, len: usize) {
-    const AROUND: usize = 1 << 16; // what a fault maps at a time; a multiple of every page size
+    // What a fault may map at a time: 64 KiB, or all of a large folio (Linux 6.16 has them on ext4).
+    const AROUND: usize = 2 << 20;
     let start = from / AROUND * AROUND;
     let end = (from + len).next_multiple_of(AROUND).min(map.len());
     if start < end {

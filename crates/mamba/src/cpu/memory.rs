@@ -19,6 +19,9 @@ const ALIGN: usize = 64;
 pub struct Aligned<T: Element> {
     start: NonNull<T>,
     len: usize,
+    /// What was allocated: `start` is the first aligned address in it.
+    allocation: NonNull<u8>,
+    layout: Layout,
 }
 
 // SAFETY: it owns its memory alone, and its elements are Send and Sync.
@@ -36,22 +39,24 @@ impl<T: Element> Aligned<T> {
             bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
             what: what.into(),
         };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(no_memory)?;
-        let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| no_memory())?;
+        // Room to align by hand: asked for more than malloc's own alignment, `alloc_zeroed` would not leave
+        // the zeros to calloc but write them, and so make every page resident.
+        let bytes = len.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(ALIGN));
+        let layout = Layout::from_size_align(bytes.ok_or_else(no_memory)?, align_of::<T>());
+        let layout = layout.map_err(|_| no_memory())?;
         // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start.cast()).ok_or_else(no_memory)?;
-        Ok(Self { start, len })
+        let allocation = unsafe { alloc_zeroed(layout) };
+        let allocation = NonNull::new(allocation).ok_or_else(no_memory)?;
+        // SAFETY: fewer than ALIGN bytes on, and ALIGN more than the elements need were allocated.
+        let start = unsafe { allocation.add(allocation.align_offset(ALIGN)) }.cast();
+        Ok(Self { start, len, allocation, layout })
     }
 }
 
 impl<T: Element> Drop for Aligned<T> {
     fn drop(&mut self) {
         // SAFETY: `zeros` allocated it with this very layout.
-        unsafe {
-            let layout = Layout::from_size_align_unchecked((self.len * size_of::<T>()).max(1), ALIGN);
-            dealloc(self.start.as_ptr().cast(), layout);
-        }
+        unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
     }
 }
 

@@ -1,0 +1,57 @@
+// Every example runs, and does what it says.
+import { spawn } from 'node:child_process'
+import { readdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import test from 'ava'
+import { temporaryFolder } from './helpers/folder.js'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const tested = new Set<string>()
+
+/** Runs an example as its first lines say. */
+function run(name: string, ...args: string[]): Promise<string> {
+  tested.add(name)
+  const child = spawn(process.execPath, ['--import=tsx', join('examples', name), ...args], {
+    cwd: root,
+    env: { ...process.env, NODE_OPTIONS: '' },
+  })
+  let output = ''
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (output += text))
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (output += text))
+  return new Promise((resolve, reject) => {
+    child.on('error', reject)
+    child.on('close', (code) => (code === 0 ? resolve(output) : reject(new Error(`exit code ${code}: ${output}`))))
+  })
+}
+
+test.serial('demo: with its own prompt and with one from the command line', async (t) => {
+  const output = await run('demo.ts')
+  t.regex(output, /It was a dark and stormy night, and the.+/)
+  t.regex(output, /prefill +[\d,]+ tokens\/s/)
+  t.regex(output, /decode +[\d,]+ tokens\/s/)
+  t.regex(output, /The ship sailed out of the harbour\. +1\.00 +0\.\d\d/)
+  t.regex(output, /OK: the restored session went on identically/)
+  t.regex(await run('demo.ts', 'My', 'dear Watson'), /\nMy dear Watson.+/)
+})
+
+test.serial('quick-start', async (t) => {
+  t.true((await run('quick-start.ts')).length > 50)
+})
+
+test.serial('session: a second run goes on where the first one ended', async (t) => {
+  const file = join(temporaryFolder(t), 'story.session')
+  const tokens = async () => Number(/(\d+) tokens, \d+ bytes/.exec(await run('session.ts', file))![1])
+  const first = await tokens()
+  t.is(await tokens(), first + 40)
+})
+
+test.serial('embed: the text about the sea is nearest to a sea voyage', async (t) => {
+  const lines = (await run('embed.ts')).trim().split('\n')
+  t.is(lines.length, 3)
+  t.regex(lines[0]!, /^0\.\d+ The sailors/)
+})
+
+test.serial('none is left out', (t) => {
+  t.deepEqual([...tested].toSorted(), readdirSync(join(root, 'examples')).toSorted())
+})
