@@ -61,6 +61,23 @@ test('a dropped handle is freed by garbage collection', async (t) => {
   t.true(Number(stdout) < 3, `20 dropped models, and memory grew by ${stdout} models`)
 })
 
+test('dropped sessions are freed without anyone asking for it', async (t) => {
+  const { stdout, stderr } = await runChild(
+    `const model = await Mamba.load()
+    const session = model.session()
+    await session.append('The ship')
+    let most = 0
+    for (let i = 0; i < 3000; i++) {
+      await session.fork().append([1, 2])
+      most = Math.max(most, process.memoryUsage.rss())
+    }
+    console.log(most, 3000 * model.stateBytes)`,
+  )
+  t.is(stderr, '')
+  const [most, all] = stdout.split(' ').map(Number)
+  t.true(most! < all! / 3, `${most} bytes at most, where all sessions together have ${all}`)
+})
+
 test(`${soak ? 1000 : 100} cycles of load, generate, abort, dispose leave memory flat`, async (t) => {
   t.timeout(soak ? 3_600_000 : 120_000)
   const cycles = soak ? 1000 : 100
