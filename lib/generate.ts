@@ -273,6 +273,7 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
     return { done: true, value: undefined }
   }
 
+  /** Itself: `for await` takes it as it is, and it goes on where it was. */
   [Symbol.asyncIterator](): this {
     return this
   }

@@ -48,7 +48,7 @@ fn main() {
                 Event::Done(Output::Generated { usage, .. }) => usage,
                 other => panic!("{other:?}"),
             })
-            .last()
+            .reduce(|_, last| last)
             .expect("one")
     };
     for _ in 0..3 {
