@@ -155,10 +155,13 @@ test('onProgress counts up to the whole', async (t) => {
 
 test('an error that onProgress throws ends the load', async (t) => {
   const mine = new Error('mine')
+  let calls = 0
   const onProgress = () => {
+    calls++
     throw mine
   }
   t.is(await t.throwsAsync(Mamba.load('default', { onProgress })), mine)
+  t.is(calls, 1)
 })
 
 test('a signal ends a load, before it starts and in its middle', async (t) => {

@@ -61,6 +61,26 @@ test('a dropped handle is freed by garbage collection', async (t) => {
   t.true(Number(stdout) < 3, `20 dropped models, and memory grew by ${stdout} models`)
 })
 
+test('dropped sessions are collected for the memory that they hold, though to V8 each is a few bytes', async (t) => {
+  const folder = temporaryFolder(t)
+  const shape = { d_model: 64, n_layer: 24, vocab_size: 64, ssm_cfg: { d_state: 256 } } // 3 MiB of state
+  writeConfig(folder, shape)
+  writeSafetensors(join(folder, 'model.safetensors'), randomTensors(shape))
+  const { stdout, stderr } = await runChild(
+    `const model = await Mamba.load(${JSON.stringify(folder)})
+    let most = 0
+    for (let i = 0; i < 400; i++) {
+      await model.session().append([1, 2])
+      most = Math.max(most, process.memoryUsage.rss())
+    }
+    console.log(most, 400 * model.stateBytes)`,
+  )
+  t.is(stderr, '')
+  const [most, all] = stdout.split(' ').map(Number)
+  t.true(most! < all! / 2, `${most} bytes at most, where all sessions together have ${all}`)
+  t.log(`${(most! / 2 ** 20).toFixed()} of ${(all! / 2 ** 20).toFixed()} MiB`)
+})
+
 test(`${soak ? 1000 : 100} cycles of load, generate, abort, dispose leave memory flat`, async (t) => {
   t.timeout(soak ? 3_600_000 : 120_000)
   const cycles = soak ? 1000 : 100

@@ -221,14 +221,16 @@ export class Mamba {
     const path = resolveSource(source)
     const { load, NativeModel } = binding()
     const model = await new Promise<NativeModel>((resolve, reject) => {
+      let failed = false
       const cancel = begin<NativeModel>(
         signal,
         (last) =>
           load(path, native, (error, event) => {
             if (error || event instanceof NativeModel) return last(error, event as NativeModel)
             try {
-              onProgress?.(event as NativeLoadProgress as LoadProgress)
+              if (!failed) onProgress?.(event as NativeLoadProgress as LoadProgress)
             } catch (thrown) {
+              failed = true
               reject(thrown)
               cancel()
             }

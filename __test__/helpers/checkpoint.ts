@@ -8,6 +8,7 @@ export interface Shape {
   d_model: number
   n_layer: number
   vocab_size: number
+  ssm_cfg?: { d_state: number }
 }
 
 /** A model that loads in no time. */
@@ -19,9 +20,10 @@ export interface Tensor {
   data: Float32Array
 }
 
-/** Random tensors of a model with d_state 16, d_conv 4, expand 2, a tied head. */
-export function randomTensors({ d_model, n_layer, vocab_size }: Shape): Tensor[] {
-  const [d_inner, d_state, d_conv, dt_rank] = [2 * d_model, 16, 4, Math.ceil(d_model / 16)]
+/** Random tensors of a model with d_conv 4, expand 2, a tied head, and d_state 16 unless the shape says otherwise. */
+export function randomTensors({ d_model, n_layer, vocab_size, ssm_cfg }: Shape): Tensor[] {
+  const [d_inner, d_conv, dt_rank] = [2 * d_model, 4, Math.ceil(d_model / 16)]
+  const d_state = ssm_cfg?.d_state ?? 16
   let seed = 1
   // The constants of Numerical Recipes; from -0.1 to 0.1.
   const random = () => ((seed = (seed * 1664525 + 1013904223) >>> 0) / 2 ** 32 - 0.5) / 5

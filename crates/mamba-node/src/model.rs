@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mamba::engine::{Cancel, Event, Task};
+use mamba::engine::{Cancel, Event, Session, Task};
 use mamba::{Error, Mamba};
 use napi::bindgen_prelude::*;
 use napi::threadsafe_function::UnknownReturnValue;
@@ -183,7 +183,7 @@ impl NativeModel {
         options: NativeGenerateOptions,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Continue { session: session.0.clone(), options: options.into() }, &on_event)
+        self.submit(Task::Continue { session: session.core(), options: options.into() }, &on_event)
     }
 
     /// Adds to a session's context.
@@ -194,7 +194,7 @@ impl NativeModel {
         text: NativeInput,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Append { session: session.0.clone(), input: input(text) }, &on_event)
+        self.submit(Task::Append { session: session.core(), input: input(text) }, &on_event)
     }
 
     /// Logits.
@@ -232,14 +232,17 @@ impl NativeModel {
 
     /// An empty session.
     #[napi(catch_unwind)]
-    pub fn session(&self) -> Result<NativeSession> {
-        self.model().map(|model| NativeSession(model.session()))
+    pub fn session(&self, env: Env) -> Result<NativeSession> {
+        let model = self.model()?;
+        NativeSession::new(model.session(), model.info().state_bytes as i64, &env).map_err(internal)
     }
 
     /// A session from its bytes.
     #[napi(catch_unwind)]
-    pub fn restore(&self, bytes: Uint8Array) -> Result<NativeSession> {
-        self.model()?.restore(&bytes).map(NativeSession).map_err(to_js)
+    pub fn restore(&self, env: Env, bytes: Uint8Array) -> Result<NativeSession> {
+        let model = self.model()?;
+        let session = model.restore(&bytes).map_err(to_js)?;
+        NativeSession::new(session, model.info().state_bytes as i64, &env).map_err(internal)
     }
 
     /// A session from its file.
@@ -253,13 +256,14 @@ impl NativeModel {
             UnknownReturnValue,
         >,
     ) -> Result<()> {
-        let callback = Callback::new(&on_done, self.handle()?.clone())?;
         let model = self.model()?.clone();
+        let (keep, state_bytes) = (self.handle()?.clone(), model.info().state_bytes);
+        let callback = Callback::with(&on_done, move |session: Session, env| {
+            let _ = &keep;
+            NativeSession::new(session, state_bytes as i64, &env)
+        })?;
         spawn("mamba-restore", move || {
-            callback.call(caught(|| {
-                let bytes = read_session(path.as_ref(), model.info().state_bytes)?;
-                model.restore(&bytes).map(NativeSession)
-            }));
+            callback.call(caught(|| model.restore(&read_session(path.as_ref(), state_bytes)?)));
         })
     }
 
