@@ -71,6 +71,20 @@ impl Level {
         }
     }
 
+    /// [`Simd::TILE_ROWS`] of the level.
+    #[must_use]
+    pub fn tile_rows(self) -> usize {
+        match self {
+            Self::Portable => Portable::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => x86::Avx2::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Amx => x86::Avx512::TILE_ROWS,
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => Portable::TILE_ROWS,
+        }
+    }
+
     /// Runs the kernel in the version for this level.
     ///
     /// # Safety

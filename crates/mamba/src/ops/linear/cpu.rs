@@ -14,7 +14,7 @@ use crate::backend::{View, ViewMut};
 use crate::cpu::memory::Aligned;
 use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
-use crate::cpu::{ConstMatrix, MutMatrix, Shareable};
+use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
 use crate::error::Result;
 
 /// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
@@ -91,8 +91,10 @@ impl Element for Half {
 /// A product of some rows of x with some panels.
 #[derive(Clone, Copy)]
 struct Product<W> {
+    /// Row 0 of a tile of packed rows, or the only row.
     x: *const f32,
-    x_stride: usize,
+    /// From an input to the next: the rows of a tile, or 1.
+    x_step: usize,
     rows: usize,
     inputs: usize,
     /// Inputs that a panel has room for.
@@ -113,8 +115,48 @@ const TILES_FROM: usize = 9;
 /// What products keep from call to call.
 #[derive(Default)]
 pub struct Scratch {
+    rows: Rows,
     #[cfg(target_arch = "x86_64")]
     split: super::amx::Split,
+}
+
+/// Activations in the order in which a register tile takes them: `[row / n][input][row % n]`, n the rows of the
+/// tile. So one pointer walks over all of them; with rows apart, each would need its own.
+#[derive(Default)]
+struct Rows {
+    packed: Option<Aligned<f32>>,
+}
+
+impl Rows {
+    /// Packs `rows` rows of `inputs`, `tile` rows at a time.
+    fn pack(
+        &mut self,
+        threads: &mut Threads,
+        x: &Shareable<ConstMatrix>,
+        rows: usize,
+        inputs: usize,
+        tile: usize,
+    ) -> Result<&[f32]> {
+        let len = rows.next_multiple_of(tile) * inputs;
+        if self.packed.as_ref().is_none_or(|packed| packed.len() < len) {
+            self.packed = Some(Aligned::zeros(len, "activations")?);
+        }
+        let packed = self.packed.as_deref_mut().unwrap_or_default();
+        let shared = SharedMut::new(packed);
+        threads.run(rows.div_ceil(tile), &|t| {
+            // SAFETY: each task writes its own tile; the rows are those of x.
+            unsafe {
+                let packed = shared.slice(t * tile * inputs, tile * inputs);
+                let count = tile.min(rows - t * tile);
+                for (i, packed) in packed.chunks_exact_mut(tile).enumerate() {
+                    for (r, packed) in packed[..count].iter_mut().enumerate() {
+                        *packed = *x.0.at(t * tile + r, i);
+                    }
+                }
+            }
+        });
+        Ok(packed)
+    }
 }
 
 /// `out = x · weightᵀ + bias`: x [tokens, in], out [tokens, out].
@@ -133,7 +175,7 @@ pub fn linear(
     let (rows, inputs, outputs) = (x.rows, weight.inputs(), weight.outputs());
     assert_eq!((x.cols, out.cols, out.rows), (inputs, outputs, rows));
     assert!(bias.is_none_or(|bias| bias.len() >= outputs));
-    let (x_stride, out_stride) = (x.stride, out.stride);
+    let out_stride = out.stride;
     let x = ConstMatrix::new(&x, rows, inputs);
     let out = MutMatrix::new(out, rows, outputs);
     if rows == 0 {
@@ -145,15 +187,19 @@ pub fn linear(
     {
         return super::amx::linear(threads, &mut scratch.split, x, rows, inputs, panels, outputs, bias, out);
     }
-    let _ = scratch;
     let (x, out) = (Shareable(x), Shareable(out));
+    let tile = level.tile_rows();
+    let packed = match rows {
+        1 => None,
+        _ => Some(scratch.rows.pack(threads, &x, rows, inputs, tile)?),
+    };
     // Enough tasks that uneven threads end together, each big enough to be worth handing out.
     let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
     let panels = outputs.div_ceil(PANEL);
     let group = panels.div_ceil(wanted).max(1);
     let groups = panels.div_ceil(group);
     let row_blocks = wanted.div_ceil(groups).min(rows.div_ceil(48)).max(1);
-    let row_block = rows.div_ceil(row_blocks).next_multiple_of(12);
+    let row_block = rows.div_ceil(row_blocks).next_multiple_of(tile);
     let row_blocks = rows.div_ceil(row_block);
     threads.run(groups * row_blocks, &|task| {
         let (x, out) = (&x, &out);
@@ -162,9 +208,12 @@ pub fn linear(
         let first = group_index * group;
         let output = first * PANEL;
         let product = Product::<()> {
-            // SAFETY: a row of x.
-            x: unsafe { x.0.at(row, 0) },
-            x_stride,
+            x: match packed {
+                Some(packed) => packed[row * inputs..].as_ptr(),
+                // SAFETY: the only row of x.
+                None => unsafe { x.0.at(0, 0) },
+            },
+            x_step: if packed.is_some() { tile } else { 1 },
             rows: row_block.min(rows - row),
             inputs,
             padded_inputs: weight.padded_inputs,
@@ -191,8 +240,8 @@ pub fn linear(
 
 impl Product<()> {
     fn with<W>(self, panels: *const W) -> Product<W> {
-        let Self { x, x_stride, rows, inputs, padded_inputs, outputs, bias, out, out_stride, .. } = self;
-        Product { x, x_stride, rows, inputs, padded_inputs, panels, outputs, bias, out, out_stride }
+        let Self { x, x_step, rows, inputs, padded_inputs, outputs, bias, out, out_stride, .. } = self;
+        Product { x, x_step, rows, inputs, padded_inputs, panels, outputs, bias, out, out_stride }
     }
 }
 
@@ -315,10 +364,11 @@ impl<W> Product<W> {
         row: usize,
     ) {
         let inputs = BLOCK.min(self.inputs - block * BLOCK);
-        // SAFETY: `row + ROWS ≤ rows`, `inputs` of x and of the panel's block exist, outputs beyond the last
+        // SAFETY: `row + ROWS ≤ rows`, all in one tile, `inputs` of x and of the panel's block exist, outputs beyond the last
         // are masked on their way out.
         unsafe {
-            let x = self.x.add(row * self.x_stride + block * BLOCK);
+            let tile = row / S::TILE_ROWS * S::TILE_ROWS;
+            let x = self.x.add(tile * self.inputs + block * BLOCK * self.x_step + row - tile);
             for half in (0..PANEL).step_by(VECTORS * S::LANES) {
                 let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
                 for i in (0..inputs - 1).step_by(2) {
@@ -331,8 +381,8 @@ impl<W> Product<W> {
                     for v in 0..VECTORS {
                         [first[v], second[v]] = load_pair::<S, _>(pair, half + v * S::LANES);
                     }
-                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(i), self.x_stride, first);
-                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(i + 1), self.x_stride, second);
+                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(i * self.x_step), first);
+                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add((i + 1) * self.x_step), second);
                 }
                 if inputs % 2 == 1 {
                     let pair = weight.add((inputs - 1) * PANEL);
@@ -340,7 +390,7 @@ impl<W> Product<W> {
                     for (v, last) in last.iter_mut().enumerate() {
                         *last = load::<S, _>(pair, half + v * S::LANES);
                     }
-                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(inputs - 1), self.x_stride, last);
+                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add((inputs - 1) * self.x_step), last);
                 }
                 for (r, sums) in sums.into_iter().enumerate() {
                     for (v, sum) in sums.into_iter().enumerate() {
@@ -368,13 +418,12 @@ impl<W> Product<W> {
 unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
     sums: &mut [[S::F; VECTORS]; ROWS],
     x: *const f32,
-    x_stride: usize,
     w: [S::F; VECTORS],
 ) {
     for (r, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's rows.
         unsafe {
-            let x = S::splat(*x.add(r * x_stride));
+            let x = S::splat(*x.add(r));
             for (w, sum) in w.into_iter().zip(sums) {
                 *sum = S::mul_add(x, w, *sum);
             }
