@@ -1,13 +1,15 @@
-// npm run soak: the stress tests (__test__/stress*.test.ts) in full length, a record of it in benches/results/.
+// npm run soak: the test files that ask for NODE_MAMBA_SOAK, in full length, a record of it in benches/results/.
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, readdirSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'
 import { bootstrap } from './bootstrap.mjs'
 import { ask, fail } from './steps.mjs'
 
 bootstrap()
-const files = readdirSync('__test__').filter((name) => name.startsWith('stress') && name.endsWith('.test.ts'))
-if (files.length === 0) fail('there is no __test__/stress*.test.ts to run')
+const files = readdirSync('__test__')
+  .filter((name) => name.endsWith('.test.ts'))
+  .filter((name) => readFileSync(`__test__/${name}`, 'utf8').includes('NODE_MAMBA_SOAK'))
+if (files.length === 0) fail('no file in __test__ asks for NODE_MAMBA_SOAK')
 
 const start = performance.now()
 const { status, stdout } = spawnSync(
