@@ -1,0 +1,48 @@
+// node benches/speed.mjs: tokens per second of the CPU path on random weights of published shapes, best of the
+// example's rounds, into benches/results/cpu-speed.json. Run it on a quiet machine.
+import { execFileSync } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { cpus } from 'node:os'
+
+const cargo = (...args) =>
+  execFileSync('cargo', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] })
+const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
+
+cargo('build', '--release', '-p', 'mamba', '--example', 'speed')
+const rows = []
+for (const shape of ['130m', '370m']) {
+  for (const dtype of ['f32', 'bf16', 'f16']) {
+    for (const threads of [1, 2]) {
+      const output = execFileSync('target/release/examples/speed', [shape, dtype, String(threads)], {
+        encoding: 'utf8',
+      })
+      const best = (pattern) => Math.max(...[...output.matchAll(pattern)].map(([, figure]) => Number(figure)))
+      const row = {
+        shape,
+        dtype,
+        threads,
+        prefill512: best(/prefill of 512: ([\d.]+)/g),
+        decode1: best(/decode of 1: ([\d.]+)/g),
+        decode32: best(/decode of 32: ([\d.]+)/g),
+      }
+      rows.push(row)
+      console.log(row)
+    }
+  }
+}
+
+const cpuinfo = readFileSync('/proc/cpuinfo', 'utf8')
+const record = {
+  date: new Date().toISOString(),
+  commit: git('rev-parse', 'HEAD'),
+  clean: git('status', '--porcelain') === '',
+  processor: cpus()[0].model,
+  cores: cpus().length,
+  flags: /flags\s*:\s*(.*)/
+    .exec(cpuinfo)?.[1]
+    .split(' ')
+    .filter((flag) => /avx|amx|fma|f16c/.test(flag)),
+  unit: 'tokens/s',
+  rows,
+}
+writeFileSync('benches/results/cpu-speed.json', `${JSON.stringify(record, null, 2)}\n`)
