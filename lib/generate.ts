@@ -281,7 +281,7 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
 
 function toToken(event: NativeEvent & { type: 'token' }): GeneratedToken {
   const { text, token, logprob, topIds, topLogprobs } = event
-  const step: GeneratedToken = { text, token: token!, logprob }
+  const step: GeneratedToken = { text, token, logprob }
   if (topIds && topLogprobs) {
     step.top = Array.from(topIds, (id, i) => ({ token: id, logprob: topLogprobs[i]! }))
   }

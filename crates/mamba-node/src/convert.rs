@@ -115,7 +115,7 @@ impl NativeEmbedOptions {
 pub enum NativeEvent {
     Token {
         text: String,
-        token: Option<u32>,
+        token: u32,
         logprob: f64,
         #[napi(ts_type = "Uint32Array")]
         top_ids: Option<Ids>,

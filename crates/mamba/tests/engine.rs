@@ -106,7 +106,7 @@ fn streams_end_with_a_result_that_is_their_sum() {
         panic!()
     };
     assert_eq!(events.iter().map(|e| e.text.as_str()).collect::<String>(), text);
-    assert_eq!(events.iter().filter_map(|e| e.token).collect::<Vec<_>>(), tokens);
+    assert_eq!(events.iter().map(|e| e.token).collect::<Vec<_>>(), tokens);
     assert_eq!((tokens.len(), logprobs.len(), usage.completion_tokens), (40, 40, 40));
     assert_eq!(finish_reason, FinishReason::Length);
     assert_eq!(model.tokenizer().unwrap().decode(&tokens, true).unwrap(), text);

@@ -10,27 +10,30 @@ pub(super) fn tensors(config: &Config, seed: u64) -> Vec<Tensor> {
     let tensors = config.tensors().into_iter().enumerate();
     tensors
         .map(|(t, (name, shape))| {
-            let n: usize = shape.iter().product();
-            // The last dimension is the fan-in of every matrix.
-            let fan_in = *shape.last().unwrap_or(&1) as f64;
             let key = seed ^ (t as u64) << 32;
             let random = |i: usize| uniform(key, i as u64);
-            let value = |i: usize| -> f64 {
-                match name.rsplit("mixer.").next().unwrap_or_default() {
-                    "A_log" => ((i % config.d_state + 1) as f64).ln(),
-                    "D" => 1.0,
-                    "dt_proj.bias" => {
-                        // softplus⁻¹ of a step size log-uniform in 0.001 … 0.1.
-                        let delta = (random(i) * (0.1f64.ln() - 0.001f64.ln()) + 0.001f64.ln()).exp();
-                        delta + (-(-delta).exp_m1()).ln()
-                    }
-                    _ if name.ends_with("norm.weight") || name.ends_with("norm_f.weight") => 1.0,
-                    _ if name.ends_with("embedding.weight") => (random(i) * 2.0 - 1.0) * 0.035,
-                    _ if name.ends_with(".bias") => (random(i) * 2.0 - 1.0) * 0.1,
-                    _ => (random(i) * 2.0 - 1.0) / fan_in.sqrt(),
-                }
+            let around_zero = |i: usize| 2.0 * random(i) - 1.0;
+            // The last dimension is the fan-in of every matrix.
+            let scale = 1.0 / (*shape.last().unwrap_or(&1) as f64).sqrt();
+            let d_state = config.d_state;
+            // softplus⁻¹ of a step size log-uniform in 0.001 … 0.1.
+            let step_size = |i: usize| {
+                let delta = (random(i) * (0.1f64.ln() - 0.001f64.ln()) + 0.001f64.ln()).exp();
+                delta + (-(-delta).exp_m1()).ln()
             };
-            let values = (0..n).map(|i| value(i) as f32).collect();
+            let kind =
+                name.rsplit_once('.').map_or("", |(owner, _)| owner).rsplit('.').next().unwrap_or_default();
+            let value: &dyn Fn(usize) -> f64 = match kind {
+                _ if name.ends_with("A_log") => &|i| ((i % d_state + 1) as f64).ln(),
+                "dt_proj" if name.ends_with("bias") => &step_size,
+                // Near one, so that a norm that is not applied is seen.
+                "norm" | "norm_f" if name.ends_with("weight") => &|i| 1.0 + 0.1 * around_zero(i),
+                _ if name.ends_with(".D") => &|i| 1.0 + 0.1 * around_zero(i),
+                "embedding" => &|i| 0.035 * around_zero(i),
+                _ if name.ends_with("bias") => &|i| 0.1 * around_zero(i),
+                _ => &|i| scale * around_zero(i),
+            };
+            let values = (0..shape.iter().product()).map(|i| value(i) as f32).collect();
             Tensor::from_memory(&name, shape, values)
         })
         .collect()

@@ -135,8 +135,8 @@ pub struct ModelInfo {
     pub parameters: u64,
 }
 
-/// A loaded model. Clones are the same model; when the last one is dropped, it ends what is under way and
-/// frees its memory.
+/// A loaded model. Clones are the same model; when the last one is dropped, what is under way is finished and
+/// the memory freed ([`Mamba::dispose`] ends it at once).
 #[derive(Clone)]
 pub struct Mamba {
     shared: Arc<Shared>,

@@ -144,8 +144,8 @@ pub struct TokenEvent {
     /// Text that became certain with this token; empty while a character or a possible stop string is
     /// incomplete. Concatenated over the events it is the whole text.
     pub text: String,
-    /// The id; `None` for a last event that only carries held-back text.
-    pub token: Option<u32>,
+    /// The id.
+    pub token: u32,
     /// Natural logarithm of the token's probability under the model (before penalties and temperature).
     pub logprob: f32,
     /// The `logprobs` most probable ids, best first, with their log-probabilities.

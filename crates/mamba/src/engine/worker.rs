@@ -581,7 +581,7 @@ impl Generation {
         }
         self.text.push_str(&text);
         if self.options.stream {
-            self.reply.send(Event::Token(TokenEvent { text, token: Some(token), logprob, top }));
+            self.reply.send(Event::Token(TokenEvent { text, token, logprob, top }));
         }
         Ok(finish)
     }
