@@ -25,7 +25,10 @@ export interface GenerateOptions extends Abortable {
   frequencyPenalty?: number
   /** Subtracted from the logit of each token that the window has. Default: 0. */
   presencePenalty?: number
-  /** How many of the context's last tokens the penalties look at, at most 65,536. Default: 256. */
+  /**
+   * How many of the context's last tokens the penalties look at, at most 65,536. A session remembers 256, or
+   * as many as its generations asked for so far. Default: 256.
+   */
   penaltyWindow?: number
   /**
    * Key of the random draws, an integer from 0 to 2^53 − 1. A draw depends only on it and on the position, so

@@ -110,16 +110,11 @@ export function toPath(file: string | URL): string {
 
 /** Behind `model.restore`. */
 export async function restore(model: () => NativeModel, from: string | URL | Uint8Array): Promise<Session> {
-  const native =
-    from instanceof Uint8Array
-      ? direct(() => model().restore(from))
-      : await new Promise<NativeSession>((resolve, reject) => {
-          const path = toPath(from)
-          direct(() =>
-            model().restoreFile(path, (error, value) =>
-              error ? reject(toMambaError(error)) : resolve(value),
-            ),
-          )
-        })
+  const source = from instanceof Uint8Array ? from : toPath(from)
+  const native = await new Promise<NativeSession>((resolve, reject) => {
+    direct(() =>
+      model().restore(source, (error, value) => (error ? reject(toMambaError(error)) : resolve(value))),
+    )
+  })
   return new Session(model, native)
 }

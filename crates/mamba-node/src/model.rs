@@ -10,7 +10,7 @@ use napi_derive::napi;
 
 use crate::callback::{Callback, Result, caught, internal, spawn, to_js};
 use crate::convert::{Ids, NativeEmbedOptions, NativeEvent, NativeGenerateOptions, NativeInput, input};
-use crate::session::{NativeSession, read_session};
+use crate::session::NativeSession;
 
 /// Disposes of the model when nothing in this environment refers to it any more: neither the handle, which
 /// goes with garbage collection or the environment, nor a request under way.
@@ -237,19 +237,11 @@ impl NativeModel {
         NativeSession::new(model.session(), model.info().state_bytes as i64, &env).map_err(internal)
     }
 
-    /// A session from its bytes.
+    /// A session from its file or its bytes.
     #[napi(catch_unwind)]
-    pub fn restore(&self, env: Env, bytes: Uint8Array) -> Result<NativeSession> {
-        let model = self.model()?;
-        let session = model.restore(&bytes).map_err(to_js)?;
-        NativeSession::new(session, model.info().state_bytes as i64, &env).map_err(internal)
-    }
-
-    /// A session from its file.
-    #[napi(catch_unwind)]
-    pub fn restore_file(
+    pub fn restore(
         &self,
-        path: String,
+        from: Either<String, Uint8Array>,
         #[napi(ts_arg_type = "NativeCallback<NativeSession>")] on_done: Function<
             '_,
             NativeSession,
@@ -262,8 +254,16 @@ impl NativeModel {
             let _ = &keep;
             NativeSession::new(session, state_bytes as i64, &env)
         })?;
+        // Bytes are copied: JavaScript may change its own meanwhile.
+        let from = match from {
+            Either::A(path) => Either::A(path),
+            Either::B(bytes) => Either::B(bytes.to_vec()),
+        };
         spawn("mamba-restore", move || {
-            callback.call(caught(|| model.restore(&read_session(path.as_ref(), state_bytes)?)));
+            callback.call(caught(|| match from {
+                Either::A(path) => model.restore_file(path.as_ref()),
+                Either::B(bytes) => model.restore(&bytes),
+            }));
         })
     }
 

@@ -1,9 +1,5 @@
 //! A session.
 
-use std::io::Read;
-use std::path::Path;
-
-use mamba::Error;
 use mamba::engine::Session;
 use napi::bindgen_prelude::*;
 use napi::threadsafe_function::UnknownReturnValue;
@@ -80,23 +76,4 @@ impl NativeSession {
             callback.call(caught(|| session.save(path.as_ref())));
         })
     }
-}
-
-/// Reads a session file, unless it is far too long to be one of a model with states of `state_bytes`.
-pub fn read_session(path: &Path, state_bytes: u64) -> mamba::Result<Vec<u8>> {
-    let io = |error| Error::io("read", path, error);
-    let file = std::fs::File::open(path).map_err(io)?;
-    // The state, a header that names its parts, and a window of at most 65,536 ids.
-    let limit = state_bytes + (16 << 20);
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::SessionInvalid {
-            reason: format!(
-                "{} is longer than {limit} bytes, more than any session of this model",
-                path.display()
-            ),
-        });
-    }
-    Ok(bytes)
 }

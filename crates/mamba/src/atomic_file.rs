@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
     let existing = path.canonicalize();
     let path = existing.as_deref().unwrap_or(path);
+    if existing.is_ok() && !path.is_file() {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, "it is there and is not a file");
+        return Err(Error::io("write", path, source));
+    }
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

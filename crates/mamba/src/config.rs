@@ -54,6 +54,8 @@ pub struct Config {
 
 /// Largest of any dimension: far above every published model, far below what could overflow.
 const MAX_DIMENSION: u64 = 1 << 24;
+/// Their tensors are listed by name before any is looked for.
+const MAX_LAYERS: u64 = 10_000;
 /// A model of more elements than this is a mistake in the file (2⁴⁰ f32 are 4 TiB).
 const MAX_PARAMETERS: u128 = 1 << 40;
 
@@ -68,10 +70,11 @@ impl Config {
         let Value::Object(fields) = value else {
             return Err(invalid("(file)", &shown(&value), "a JSON object"));
         };
-        let config = if fields.contains_key("d_model") {
-            Self::from_official(&Fields { fields: &fields, prefix: "" })
-        } else if fields.contains_key("hidden_size") || fields.contains_key("model_type") {
+        // A converted checkpoint may have kept the official fields beside its own.
+        let config = if fields.contains_key("hidden_size") || fields.contains_key("model_type") {
             Self::from_hugging_face(&Fields { fields: &fields, prefix: "" })
+        } else if fields.contains_key("d_model") {
+            Self::from_official(&Fields { fields: &fields, prefix: "" })
         } else {
             Err(invalid(
                 "d_model",
@@ -113,7 +116,7 @@ impl Config {
         let multiple = top.size("pad_vocab_size_multiple", Some(8))?;
         Ok(Self {
             d_model,
-            n_layer: top.size("n_layer", Some(64))?,
+            n_layer: top.size_to("n_layer", Some(64), MAX_LAYERS)?,
             vocab_size,
             padded_vocab_size: vocab_size.next_multiple_of(multiple),
             pad_vocab_size_multiple: multiple,
@@ -150,7 +153,7 @@ impl Config {
         let bias = top.flag("use_bias", false)?;
         Ok(Self {
             d_model,
-            n_layer: top.size("num_hidden_layers", Some(32))?,
+            n_layer: top.size_to("num_hidden_layers", Some(32), MAX_LAYERS)?,
             vocab_size,
             padded_vocab_size: vocab_size.next_multiple_of(multiple),
             pad_vocab_size_multiple: multiple,
@@ -424,6 +427,18 @@ mod tests {
     }
 
     #[test]
+    fn of_both_kinds_of_fields_hugging_faces_count() {
+        let both =
+            HUGGING_FACE.replacen('{', r#"{"d_model": 64, "n_layer": 2, "ssm_cfg": {"d_state": 4},"#, 1);
+        let both = both.replace(r#""tie_word_embeddings": true"#, r#""tie_word_embeddings": false"#);
+        let config = Config::from_json(&both).unwrap();
+        assert_eq!(
+            (config.d_model, config.n_layer, config.d_state, config.tie_embeddings),
+            (768, 24, 16, false)
+        );
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let cases = [
             ("", "(file)", "JSON"),
@@ -433,7 +448,8 @@ mod tests {
             (r#"{"d_model": 1e3}"#, "d_model", "1000.0"),
             (r#"{"d_model": "768"}"#, "d_model", "\"768\""),
             (r#"{"d_model": 99999999999999}"#, "d_model", "99999999999999"),
-            (r#"{"d_model": 8000000, "n_layer": 16000000}"#, "(file)", "parameters"),
+            (r#"{"d_model": 8000000, "n_layer": 10000}"#, "(file)", "parameters"),
+            (r#"{"d_model": 1, "n_layer": 10001}"#, "n_layer", "10001"),
             (r#"{"d_model": 8, "ssm_cfg": {"d_state": 257}}"#, "ssm_cfg.d_state", "257"),
             (r#"{"d_model": 8, "ssm_cfg": {"d_state": 0}}"#, "ssm_cfg.d_state", "0"),
             (r#"{"d_model": 8, "ssm_cfg": {"d_conv": 17}}"#, "ssm_cfg.d_conv", "17"),

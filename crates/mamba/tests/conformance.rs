@@ -339,7 +339,8 @@ fn scan(truth: &Truth, level: Level) -> (f64, f64) {
         state: Some(StateView { buffer: &mut state, offset: 0, slot_stride: d_state * dim }),
         out: ViewMut::dense(&mut out, total, dim),
     };
-    cpu.selective_scan(&batch, op).unwrap();
+    let plan = cpu.plan(&batch).unwrap();
+    cpu.selective_scan(&plan, op).unwrap();
 
     for (s, range) in cu_seqlens.windows(2).enumerate() {
         let part = |x: &[f32], width: usize| wide(&x[range[0] * width..range[1] * width]);

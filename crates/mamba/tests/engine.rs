@@ -329,6 +329,66 @@ fn cancelling_ends_a_request_and_nothing_else() {
     assert_eq!(start(&model, Task::Score { input: text("It was") }, never).unwrap_err().code(), "ABORTED");
 }
 
+/// Whoever hears that a request ended may use its session at once, wherever it ended.
+#[test]
+fn a_session_is_free_when_its_failure_is_heard() {
+    let model = model();
+    let long = text(&"a long text that takes a while to tokenize ".repeat(20_000));
+    let first = start(
+        &model,
+        Task::Embed { inputs: vec![long], options: EmbedOptions::default() },
+        Cancel::default(),
+    );
+    let session = model.session();
+    let cancel = Cancel::default();
+    let (sender, heard) = mpsc::channel();
+    let fork_of = session.clone();
+    let task = Task::Append { session, input: text("x") };
+    model
+        .submit(task, cancel.clone(), move |event| {
+            let Event::Failed(error) = event else { panic!("{event:?}") };
+            sender.send((error.code(), fork_of.fork().map(drop).map_err(|error| error.code()))).unwrap();
+        })
+        .unwrap();
+    cancel.cancel();
+    assert_eq!(heard.recv_timeout(Duration::from_secs(60)).unwrap(), ("ABORTED", Ok(())));
+    model.dispose(|| {});
+    assert_eq!(receive(&first.unwrap()).1.unwrap_err().code(), "MODEL_DISPOSED");
+}
+
+/// A callback that panics is a defect of its owner's; the engine answers everyone else and still ends.
+#[test]
+fn a_panicking_callback_does_not_end_the_engine() {
+    let model = model();
+    let cancel = Cancel::default();
+    let options_ = GenerateOptions { stream: true, ..options(1_000_000) };
+    let task = Task::Generate { prompt: text("It was"), options: options_ };
+    let abort = cancel.clone();
+    model
+        .submit(task, cancel, move |event| match event {
+            Event::Token(_) => abort.cancel(),
+            _ => panic!("on purpose"),
+        })
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(generate(&model, PROMPTS[0], options(5)).1.len(), 5);
+    let (sender, disposed) = mpsc::channel();
+    model.dispose(move || sender.send(()).unwrap());
+    disposed.recv_timeout(Duration::from_secs(60)).unwrap();
+}
+
+/// Thousands of texts wait to be embedded; a word asked for meanwhile does not wait for them all.
+#[test]
+fn many_texts_do_not_starve_a_generation() {
+    let model = load(&LoadOptions { max_batch: 4, threads: Some(2), ..LoadOptions::default() });
+    let inputs = vec![Input::Ids(vec![7; 64]); 600];
+    let texts =
+        start(&model, Task::Embed { inputs, options: EmbedOptions::default() }, Cancel::default()).unwrap();
+    generate(&model, "It was", options(1));
+    assert!(matches!(texts.try_recv(), Err(mpsc::TryRecvError::Empty)), "the texts were done first");
+    receive(&texts).1.unwrap();
+}
+
 #[test]
 fn scores_and_logits_agree() {
     let model = model();

@@ -183,7 +183,8 @@ fn causal_conv1d_matches_its_definition() {
                 state: Some(StateView { buffer: &mut state, offset, slot_stride: stride }),
                 out: out.view_mut(),
             };
-            cpu.causal_conv1d(&batch, op).unwrap();
+            let plan = cpu.plan(&batch).unwrap();
+            cpu.causal_conv1d(&plan, op).unwrap();
 
             let mut expected_state = wide(&before);
             for s in 0..batch.sequences() {
@@ -247,7 +248,8 @@ fn selective_scan_matches_its_definition() {
                 state: Some(StateView { buffer: &mut state, offset, slot_stride: stride }),
                 out: out.view_mut(),
             };
-            cpu.selective_scan(&batch, op).unwrap();
+            let plan = cpu.plan(&batch).unwrap();
+            cpu.selective_scan(&plan, op).unwrap();
 
             let mut used = vec![false; slots * stride];
             for s in 0..batch.sequences() {
@@ -313,7 +315,8 @@ fn selective_scan_without_a_state_begins_at_zero() {
                 state: state.map(|buffer| StateView { buffer, offset: 0, slot_stride: d_state * d_inner }),
                 out: ViewMut::dense(&mut out, tokens, d_inner),
             };
-            cpu.selective_scan(batch, op).unwrap();
+            let plan = cpu.plan(batch).unwrap();
+            cpu.selective_scan(&plan, op).unwrap();
             out.to_vec()
         };
         let fresh = Batch { fresh: vec![true; batch.sequences()], ..batch.clone() };
@@ -376,7 +379,8 @@ fn pool_matches_its_definition() {
                 .map(|_| rng.pick(&[None, Some(PoolKind::Sum), Some(PoolKind::Last)]))
                 .collect();
             let view = ViewMut::dense(&mut out, slots, d_model);
-            cpu.pool(&batch, Pool { kinds: &kinds, hidden: hidden.view(), out: view }).unwrap();
+            let plan = cpu.plan(&batch).unwrap();
+            cpu.pool(&plan, Pool { kinds: &kinds, hidden: hidden.view(), out: view }).unwrap();
             let mut expected = wide(&before);
             for s in 0..batch.sequences() {
                 let row = &mut expected[batch.slots[s] * d_model..][..d_model];
@@ -420,7 +424,8 @@ fn embedding_and_gather_copy_rows() {
         let ids: Vec<u32> = (0..50).map(|_| rng.size(0, vocab - 1) as u32).chain([0, 69]).collect();
         batch.push(&ids, 0, true);
         let mut out = nans(52 * d_model);
-        cpu.embedding(&batch, &weight, ViewMut::dense(&mut out, 52, d_model)).unwrap();
+        let plan = cpu.plan(&batch).unwrap();
+        cpu.embedding(&plan, &weight, ViewMut::dense(&mut out, 52, d_model)).unwrap();
         for (t, id) in ids.iter().enumerate() {
             assert_eq!(out[t * d_model..][..d_model], table[*id as usize * d_model..][..d_model]);
         }
@@ -431,4 +436,25 @@ fn embedding_and_gather_copy_rows() {
             assert_eq!(picked[i * d_model..][..d_model], out[row * d_model..][..d_model]);
         }
     });
+}
+
+/// Kernels rely on what a plan says, so a batch that cannot be is refused there.
+#[test]
+fn impossible_batches_are_refused() {
+    let good =
+        Batch { ids: vec![1, 2, 3], cu_seqlens: vec![0, 1, 3], slots: vec![4, 0], fresh: vec![true, false] };
+    let mut cpu = Cpu::new(1).unwrap();
+    cpu.plan(&good).unwrap();
+    for bad in [
+        Batch { cu_seqlens: vec![0, 1, 100_000_000], ..good.clone() },
+        Batch { cu_seqlens: vec![0, 5, 3], ..good.clone() },
+        Batch { cu_seqlens: vec![1, 2, 3], ..good.clone() },
+        Batch { cu_seqlens: vec![0, 3], ..good.clone() },
+        Batch { slots: vec![4, 4], ..good.clone() },
+        Batch { fresh: vec![true], ..good.clone() },
+        Batch { cu_seqlens: vec![], ..good.clone() },
+    ] {
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cpu.plan(&bad).is_ok()));
+        assert!(refused.is_err(), "{bad:?}");
+    }
 }

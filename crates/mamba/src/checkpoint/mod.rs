@@ -158,7 +158,8 @@ impl Checkpoint {
         }
     }
 
-    /// Tells models apart, whatever format and dtype they are stored in: SHA-256 of the configuration, of all
+    /// Tells models apart, whatever format they are stored in, and whether in f32 or bf16 (f16 rounds otherwise):
+    /// SHA-256 of the configuration, of all
     /// names and shapes, and of up to 16 values of each tensor, rounded to bf16.
     ///
     /// # Errors
@@ -223,8 +224,12 @@ fn read_config(folder: &Path) -> Result<Config> {
         && let Ok(text) = std::fs::read_to_string(folder.join("generation_config.json"))
         && let Ok(generation) = serde_json::from_str::<serde_json::Value>(&text)
     {
-        let id = generation["eos_token_id"].as_u64().and_then(|id| u32::try_from(id).ok());
-        config.eos_token_ids.extend(id);
+        let ids = match &generation["eos_token_id"] {
+            serde_json::Value::Array(ids) => ids.clone(),
+            one => vec![one.clone()],
+        };
+        let ids = ids.iter().filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
+        config.eos_token_ids.extend(ids);
     }
     Ok(config)
 }

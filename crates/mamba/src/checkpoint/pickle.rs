@@ -193,6 +193,9 @@ impl Machine<'_> {
 
     fn remember(&mut self, id: u32) -> Result<(), Refusal> {
         let value = self.top()?;
+        if self.memo.len() >= MAX_VALUES {
+            return Err(self.malformed("more memos than any checkpoint has"));
+        }
         self.memo.insert(id, value);
         Ok(())
     }
@@ -208,10 +211,14 @@ impl Machine<'_> {
 
     fn run(&mut self) -> Result<Id, Refusal> {
         loop {
-            match self.take(1)?[0] {
+            let opcode = self.take(1)?[0];
+            match opcode {
                 0x80 => _ = self.take(1)?, // PROTO
                 0x95 => _ = self.take(8)?, // FRAME
                 b'.' => return self.pop(),
+                b'(' if self.marks.len() >= MAX_VALUES => {
+                    return Err(self.malformed("more marks than any checkpoint has"));
+                }
                 b'(' => self.marks.push(self.stack.len()),
                 b'0' => _ = self.pop()?, // POP
                 b'N' => self.push(Value::Other)?,
@@ -322,7 +329,7 @@ impl Machine<'_> {
                     self.push(value)?;
                 }
                 b'b' => _ = self.pop()?, // BUILD: attributes of a dict or a tensor, no values
-                opcode => return Err(self.malformed(&format!("the opcode {opcode:#04x}"))),
+                _ => return Err(self.malformed(&format!("the opcode {opcode:#04x}"))),
             }
         }
     }

@@ -81,7 +81,8 @@ pub(super) fn read(path: &Path, mmap: bool) -> Result<Vec<Found>> {
             )));
         }
         let shape = description.shape.iter().map(|n| *n as usize).collect();
-        let offset = offset + description.offset * size;
+        let offset = description.offset.checked_mul(size).and_then(|at| at.checked_add(offset));
+        let offset = offset.ok_or_else(|| invalid("lies at an impossible offset"))?;
         tensors.push(Found::Tensor(Tensor::in_file(
             name.into(),
             shape,

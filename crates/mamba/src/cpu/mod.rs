@@ -57,10 +57,28 @@ impl Cpu {
     }
 }
 
+/// A batch whose ranges and slots were checked: kernels rely on them.
+pub struct Plan(Batch);
+
+impl Plan {
+    /// # Panics
+    /// If the batch is not one that [`Batch::push`] could have made, or uses a slot twice.
+    fn new(batch: &Batch) -> Self {
+        let Batch { ids, cu_seqlens, slots, fresh } = batch;
+        assert!(cu_seqlens.first() == Some(&0) && cu_seqlens.last() == Some(&ids.len()), "{cu_seqlens:?}");
+        assert!(cu_seqlens.is_sorted(), "{cu_seqlens:?}");
+        assert!(slots.len() + 1 == cu_seqlens.len() && fresh.len() == slots.len(), "{batch:?}");
+        let mut distinct = slots.clone();
+        distinct.sort_unstable();
+        assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a slot is used twice: {slots:?}");
+        Self(batch.clone())
+    }
+}
+
 impl Backend for Cpu {
     type Buffer = Aligned<f32>;
     type Weight = ops::linear::Packed;
-    type Plan = Batch;
+    type Plan = Plan;
 
     fn name(&self) -> &'static str {
         "cpu"
@@ -88,12 +106,12 @@ impl Backend for Cpu {
         weight.bytes()
     }
 
-    fn plan(&mut self, batch: &Batch) -> Result<Self::Plan> {
-        Ok(batch.clone())
+    fn plan(&mut self, batch: &Batch) -> Result<Plan> {
+        Ok(Plan::new(batch))
     }
 
-    fn embedding(&mut self, plan: &Batch, table: &Self::Weight, out: ViewMut<Self::Buffer>) -> Result<()> {
-        ops::embedding::cpu::embedding(&mut self.threads, &plan.ids, table, out);
+    fn embedding(&mut self, plan: &Plan, table: &Self::Weight, out: ViewMut<Self::Buffer>) -> Result<()> {
+        ops::embedding::cpu::embedding(&mut self.threads, &plan.0.ids, table, out);
         Ok(())
     }
 
@@ -117,23 +135,23 @@ impl Backend for Cpu {
 
     fn causal_conv1d(
         &mut self,
-        plan: &Batch,
+        plan: &Plan,
         op: ops::causal_conv1d::CausalConv1d<Self::Buffer>,
     ) -> Result<()> {
-        ops::causal_conv1d::cpu::causal_conv1d(&mut self.threads, self.level, plan, op);
+        ops::causal_conv1d::cpu::causal_conv1d(&mut self.threads, self.level, &plan.0, op);
         Ok(())
     }
 
     fn selective_scan(
         &mut self,
-        plan: &Batch,
+        plan: &Plan,
         op: ops::selective_scan::SelectiveScan<Self::Buffer>,
     ) -> Result<()> {
-        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, plan, op)
+        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, &plan.0, op)
     }
 
-    fn pool(&mut self, plan: &Batch, op: ops::pool::Pool<Self::Buffer>) -> Result<()> {
-        ops::pool::cpu::pool(&mut self.threads, plan, op);
+    fn pool(&mut self, plan: &Plan, op: ops::pool::Pool<Self::Buffer>) -> Result<()> {
+        ops::pool::cpu::pool(&mut self.threads, &plan.0, op);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, Sender};
 use super::request::{Cancel, EmbedOptions, Event, GenerateOptions, Input, Output, Pooling, Task};
 use super::session::{Loan, new_seed};
 use super::worker::{Message, Sequence, Work};
-use super::{ModelInfo, Permit};
+use super::{Life, ModelInfo, Permit};
 use crate::error::{Error, Result};
 use crate::text::{StopMatcher, Tokenizer};
 
@@ -209,18 +209,25 @@ impl Job {
 }
 
 /// The tokenizing thread; ends when the model's handles are gone.
-pub(crate) fn run(jobs: &Receiver<Job>, engine: &Sender<Message>, tokenizer: Option<&Tokenizer>) {
+pub(crate) fn run(
+    jobs: &Receiver<Job>,
+    engine: &Sender<Message>,
+    life: &Life,
+    tokenizer: Option<&Tokenizer>,
+) {
     for job in jobs {
-        admit(job, engine, tokenizer);
+        admit(job, engine, life, tokenizer);
     }
 }
 
 /// Turns a job into sequences for the engine.
-pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, tokenizer: Option<&Tokenizer>) {
+pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, life: &Life, tokenizer: Option<&Tokenizer>) {
     let Some(reply) = job.reply.take() else { return };
-    if reply.is_cancelled() {
-        reply.finish(Err(Error::Aborted));
-        return;
+    // Wherever a request ends here, its session is free again before its user hears of it.
+    if reply.is_cancelled() || life.is_disposed() {
+        drop(job);
+        let error = if reply.is_cancelled() { Error::Aborted } else { Error::ModelDisposed };
+        return reply.finish(Err(error));
     }
     // Should the engine be gone, the message is dropped, and its reply says so.
     let send = |sequence| drop(engine.send(Message::Sequence(Box::new(sequence))));
@@ -248,6 +255,9 @@ pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, tokenizer: Option<&T
             if group.is_cancelled() {
                 return group.fail(Error::Aborted);
             }
+            if life.is_disposed() {
+                return group.fail(Error::ModelDisposed);
+            }
             match job.ids(index, input, tokenizer) {
                 Ok(ids) => send(Sequence::new(ids, Work::Embed { group: group.clone(), index })),
                 Err(error) => return group.fail(error),
@@ -258,7 +268,10 @@ pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, tokenizer: Option<&T
     let ids = match inputs.into_iter().next() {
         Some(input) => match job.ids(0, input, tokenizer) {
             Ok(ids) => ids,
-            Err(error) => return reply.finish(Err(error)),
+            Err(error) => {
+                drop(job);
+                return reply.finish(Err(error));
+            }
         },
         None => Vec::new(), // a session goes on from its pending token
     };

@@ -123,7 +123,7 @@ pub struct ModelInfo {
     pub vocab_size: usize,
     /// Ids that end a text: the configuration's, or the tokenizer's `<|endoftext|>` where it names none.
     pub eos_token_ids: Vec<u32>,
-    /// Tells models apart, whatever their dtype, device or file format.
+    /// Tells models apart, whatever their device or file format.
     pub fingerprint: [u8; 32],
     /// What a state consists of.
     pub spec: StateSpec,
@@ -297,8 +297,8 @@ impl Mamba {
             Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
-        let (to_engine, text) = (engine.clone(), tokenizer.clone());
-        spawn("mamba-text", move || intake::run(&jobs, &to_engine, text.as_ref()))?;
+        let (to_engine, text, alive) = (engine.clone(), tokenizer.clone(), life.clone());
+        spawn("mamba-text", move || intake::run(&jobs, &to_engine, &alive, text.as_ref()))?;
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
         Ok(Self { shared: Arc::new(Shared { info, tokenizer, intake, engine, pending, queue_limit, life }) })
@@ -318,8 +318,9 @@ impl Mamba {
         self.shared.tokenizer.as_ref().ok_or(Error::TokenizerMissing)
     }
 
-    /// Puts a request into the queue and returns at once. `on_event` is called on a thread of the model's
-    /// and must not block.
+    /// Puts a request into the queue and returns at once. `on_event` is called on a thread of the model's and
+    /// must not block; where there is nothing to compute (an empty list to embed), or the model was disposed of
+    /// meanwhile, it is called before this returns.
     ///
     /// # Errors
     /// What can be seen without computing: `MODEL_DISPOSED`, `ABORTED`, `QUEUE_FULL`, `OPTION_INVALID`,
@@ -345,11 +346,12 @@ impl Mamba {
         }
         let job = job.with_reply(cancel, Box::new(on_event), permit);
         if job.needs_text() {
-            shared.intake.send(job).map_err(|_| Error::ModelDisposed)
+            // Should the thread be gone, the job is dropped, and its reply says so.
+            drop(shared.intake.send(job));
         } else {
-            intake::admit(job, &shared.engine, None);
-            Ok(())
+            intake::admit(job, &shared.engine, &shared.life, None);
         }
+        Ok(())
     }
 
     /// An empty session.
@@ -364,6 +366,14 @@ impl Mamba {
     /// `SESSION_INVALID`, `SESSION_VERSION`, `SESSION_MISMATCH`.
     pub fn restore(&self, bytes: &[u8]) -> Result<Session> {
         Session::from_snapshot(SessionSnapshot::from_bytes(bytes)?, self.shared.info.clone())
+    }
+
+    /// A session from its file.
+    ///
+    /// # Errors
+    /// As [`Mamba::restore`]; `FILE_NOT_FOUND`, `IO_ERROR`.
+    pub fn restore_file(&self, path: &Path) -> Result<Session> {
+        Session::from_snapshot(SessionSnapshot::load(path)?, self.shared.info.clone())
     }
 
     /// Ends all requests with `MODEL_DISPOSED` and frees the model's memory. Returns at once and may be

@@ -38,11 +38,12 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Adds ids; the window keeps the last 256, or `penalty_window` where that is more.
+    /// Adds ids; the window keeps the last 256, or `penalty_window` where that is more, and never shrinks.
     pub fn remember(&mut self, ids: &[u32], penalty_window: usize) {
         self.tokens += ids.len() as u64;
+        let keep = self.window.len().max(penalty_window).max(256);
         self.window.extend_from_slice(ids);
-        let excess = self.window.len().saturating_sub(penalty_window.max(256));
+        let excess = self.window.len().saturating_sub(keep);
         self.window.drain(..excess);
     }
 }
@@ -83,6 +84,11 @@ impl Session {
 
     pub(super) fn from_snapshot(snapshot: SessionSnapshot, info: Arc<ModelInfo>) -> Result<Self> {
         snapshot.check_model(&info.spec, &info.fingerprint)?;
+        let (tokens, window) = (snapshot.tokens, snapshot.window.len());
+        if tokens >= 1 << 53 || window as u64 > tokens || (snapshot.pending.is_some() && window == 0) {
+            let reason = format!("it counts {tokens} tokens and holds the last {window} of them");
+            return Err(Error::SessionInvalid { reason });
+        }
         let vocab_size = info.vocab_size;
         let ids = snapshot.window.iter().chain(&snapshot.pending);
         if let Some((position, id)) = ids.enumerate().find(|(_, id)| **id as usize >= vocab_size) {

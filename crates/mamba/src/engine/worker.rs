@@ -36,6 +36,8 @@ pub(crate) struct Sequence {
     done: usize,
     /// The state to begin with; `None`: zero.
     initial: Option<Arc<[f32]>>,
+    /// Whether its slot holds its state, and not that of the slot's last user.
+    begun: bool,
     work: Work,
 }
 
@@ -67,7 +69,7 @@ pub(crate) struct Generation {
 
 impl Sequence {
     pub fn new(ids: Vec<u32>, work: Work) -> Self {
-        Self { ids, done: 0, initial: None, work }
+        Self { ids, done: 0, initial: None, begun: false, work }
     }
 
     pub fn append(ids: Vec<u32>, session: Loan, reply: Reply) -> Self {
@@ -77,8 +79,14 @@ impl Sequence {
         let mut consumed: Vec<u32> = context.pending.into_iter().chain(ids.iter().copied()).collect();
         context.pending = consumed.pop();
         context.remember(&ids, 0);
-        let initial = context.state.clone();
-        Self { ids: consumed, done: 0, initial, work: Work::Append { session, context, tokens, reply } }
+        let initial = context.state.take();
+        Self {
+            ids: consumed,
+            done: 0,
+            initial,
+            begun: false,
+            work: Work::Append { session, context, tokens, reply },
+        }
     }
 
     pub fn score(ids: Vec<u32>, reply: Reply) -> Self {
@@ -116,7 +124,7 @@ impl Sequence {
             options.sampler.seed = context.seed;
         }
         context.seed = options.sampler.seed;
-        let initial = context.state.clone();
+        let initial = context.state.take();
         let generation = Generation {
             sampler: Sampler::new(options.sampler.clone(), &context.window),
             stop,
@@ -132,7 +140,7 @@ impl Sequence {
             context,
             reply,
         };
-        Self { ids, done: 0, initial, work: Work::Generate(Box::new(generation)) }
+        Self { ids, done: 0, initial, begun: false, work: Work::Generate(Box::new(generation)) }
     }
 
     fn is_cancelled(&self) -> bool {
@@ -174,8 +182,6 @@ struct Running {
     slot: usize,
     /// How many of its tokens this step computes.
     share: usize,
-    /// Whether its slot holds its state, and not that of the slot's last user.
-    begun: bool,
 }
 
 pub(crate) struct Worker<B: Backend> {
@@ -191,6 +197,9 @@ pub(crate) struct Worker<B: Backend> {
     messages: Receiver<Message>,
     life: Arc<Life>,
     waiting: VecDeque<Sequence>,
+    /// Waiting texts to embed: there may be very many, so they take turns with what else waits.
+    texts: VecDeque<Sequence>,
+    texts_turn: bool,
     running: Vec<Running>,
     free: Vec<usize>,
     batch: Batch,
@@ -224,6 +233,8 @@ impl<B: Backend> Worker<B> {
             messages,
             life,
             waiting: VecDeque::new(),
+            texts: VecDeque::new(),
+            texts_turn: false,
             running: Vec::new(),
             free: (0..count).rev().collect(),
             batch: Batch::new(),
@@ -231,30 +242,33 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Until the model is disposed of, or nobody is left to ask anything.
-    pub fn run(mut self) {
-        while self.receive() {
-            self.sweep();
-            self.admit();
+    pub fn run(self) {
+        // Told when everything else is dropped: what is left is answered and the memory freed, even by a panic.
+        let _end = End(self.life.clone());
+        let mut worker = self;
+        while worker.receive() {
             // A panic is a defect of ours. It ends what was running, not the process, nor the model.
-            match catch_unwind(AssertUnwindSafe(|| self.step())) {
+            match catch_unwind(AssertUnwindSafe(|| worker.turn())) {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => self.fail_running(|| copy_of(&error)),
+                Ok(Err(error)) => worker.fail_running(|| copy_of(&error)),
                 Err(panic) => {
                     let message = panic_message(&*panic);
-                    self.fail_running(|| Error::Internal { message: message.clone() });
+                    worker.fail_running(|| Error::Internal { message: message.clone() });
                 }
             }
         }
-        let life = self.life.clone();
-        // Answers whatever is left, and frees the memory before anyone is told that it is free.
-        drop(self);
-        life.end();
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        self.sweep();
+        self.admit();
+        self.step()
     }
 
     /// Takes in what has arrived, waiting for it when there is nothing else to do; false at the end.
     fn receive(&mut self) -> bool {
         loop {
-            let idle = self.running.is_empty() && self.waiting.is_empty();
+            let idle = self.running.is_empty() && self.waiting.is_empty() && self.texts.is_empty();
             let message = if idle {
                 match self.messages.recv() {
                     Ok(message) => message,
@@ -267,7 +281,10 @@ impl<B: Backend> Worker<B> {
                 }
             };
             match message {
-                Message::Sequence(sequence) => self.waiting.push_back(*sequence),
+                Message::Sequence(sequence) => match sequence.work {
+                    Work::Embed { .. } => self.texts.push_back(*sequence),
+                    _ => self.waiting.push_back(*sequence),
+                },
                 Message::Dispose => return false,
             }
         }
@@ -275,11 +292,13 @@ impl<B: Backend> Worker<B> {
 
     /// Retires what was cancelled.
     fn sweep(&mut self) {
-        if self.waiting.iter().any(Sequence::is_cancelled) {
-            let (cancelled, waiting): (Vec<_>, Vec<_>) =
-                self.waiting.drain(..).partition(Sequence::is_cancelled);
-            self.waiting = waiting.into();
-            cancelled.into_iter().for_each(|sequence| sequence.fail(Error::Aborted));
+        for queue in [&mut self.waiting, &mut self.texts] {
+            if queue.iter().any(Sequence::is_cancelled) {
+                let (cancelled, waiting): (Vec<_>, Vec<_>) =
+                    queue.drain(..).partition(Sequence::is_cancelled);
+                *queue = waiting.into();
+                cancelled.into_iter().for_each(|sequence| sequence.fail(Error::Aborted));
+            }
         }
         let mut i = 0;
         while i < self.running.len() {
@@ -303,14 +322,18 @@ impl<B: Backend> Worker<B> {
 
     /// Gives free slots to those who wait longest.
     fn admit(&mut self) {
-        while let (Some(slot), false) = (self.free.last().copied(), self.waiting.is_empty()) {
-            let Some(mut sequence) = self.waiting.pop_front() else { return };
+        while let Some(slot) = self.free.last().copied() {
+            self.texts_turn = !self.texts_turn;
+            let (first, second) = match self.texts_turn {
+                true => (&mut self.texts, &mut self.waiting),
+                false => (&mut self.waiting, &mut self.texts),
+            };
+            let Some(mut sequence) = first.pop_front().or_else(|| second.pop_front()) else { return };
             match self.prepare(&mut sequence, slot) {
                 Ok(()) if sequence.left() == 0 => self.finish_without_tokens(sequence),
                 Ok(()) => {
                     self.free.pop();
-                    let begun = sequence.initial.is_some();
-                    self.running.push(Running { sequence, slot, share: 0, begun });
+                    self.running.push(Running { sequence, slot, share: 0 });
                 }
                 Err(error) => sequence.fail(error),
             }
@@ -318,9 +341,14 @@ impl<B: Backend> Worker<B> {
     }
 
     fn prepare(&mut self, sequence: &mut Sequence, slot: usize) -> Result<()> {
-        if let Some(state) = &sequence.initial {
-            self.slots.write(&mut self.backend, slot, state)?;
-        }
+        // Taken: from now on the slot has the state, and a session's old one need not live on for it.
+        sequence.begun = match sequence.initial.take() {
+            Some(state) => {
+                self.slots.write(&mut self.backend, slot, &state)?;
+                true
+            }
+            None => false,
+        };
         if let Work::Generate(generation) = &mut sequence.work {
             generation.admitted = Instant::now();
             if let Some(tokenizer) = &self.tokenizer {
@@ -360,9 +388,9 @@ impl<B: Backend> Worker<B> {
         }
         self.share_out();
         self.batch.clear();
-        for Running { sequence, slot, share, begun } in &mut self.running {
-            self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], *slot, !*begun);
-            *begun = true;
+        for Running { sequence, slot, share } in &mut self.running {
+            self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], *slot, !sequence.begun);
+            sequence.begun = true;
         }
         self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool()?;
@@ -605,6 +633,15 @@ impl Generation {
         };
         let Self { text, tokens, logprobs, .. } = self;
         self.reply.finish(Ok(Output::Generated { text, tokens, logprobs, finish_reason, usage }));
+    }
+}
+
+/// Tells those who wait for the end.
+struct End(Arc<Life>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

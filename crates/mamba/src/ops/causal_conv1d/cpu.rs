@@ -31,7 +31,12 @@ struct Conv {
 }
 
 /// See [`CausalConv1d`].
-pub fn causal_conv1d(threads: &mut Threads, level: Level, batch: &Batch, op: CausalConv1d<Aligned<f32>>) {
+pub(crate) fn causal_conv1d(
+    threads: &mut Threads,
+    level: Level,
+    batch: &Batch,
+    op: CausalConv1d<Aligned<f32>>,
+) {
     let (d_inner, d_conv, tokens) = (op.x.cols, op.d_conv, batch.tokens());
     assert!((1..=MAX_WINDOW).contains(&d_conv) && op.weight.len() >= d_conv * d_inner);
     assert!(op.bias.is_none_or(|bias| bias.len() >= d_inner));

@@ -6,7 +6,7 @@ use crate::cpu::{MutMatrix, Shareable};
 use crate::ops::linear::Packed;
 
 /// `out[t] = table[ids[t]]`; the ids are below the table's rows (the engine checks them on arrival).
-pub fn embedding(
+pub(crate) fn embedding(
     threads: &mut Threads,
     ids: &[u32],
     table: &Packed,

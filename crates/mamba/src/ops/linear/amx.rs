@@ -187,16 +187,27 @@ fn split_row(x: &[f32], tiles: &mut [u16], r: usize) {
         for ((x, high), low) in whole.iter().zip(high).zip(low) {
             let rounded = round_to_bf16(*x);
             *high = (rounded >> 16) as u16;
-            *low = (round_to_bf16(x - f32::from_bits(rounded)) >> 16) as u16;
+            let rest = x - f32::from_bits(rounded);
+            // Infinity has no rest, NaN is NaN by itself.
+            *low = if rest.is_finite() { (round_to_bf16(rest) >> 16) as u16 } else { 0 };
         }
     }
 }
 
-/// The bits of x rounded to the nearest bf16 (as an f32); NaN stays NaN, since its quiet bit is kept.
+/// The bits of x rounded to bf16 (as an f32): to the nearest, but never from a finite number to infinity; NaN
+/// stays NaN.
 #[inline(always)]
 fn round_to_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
-    bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    let cut = bits & 0xffff_0000;
+    if x.is_nan() {
+        cut | 0x0040_0000
+    } else if f32::from_bits(nearest).is_finite() {
+        nearest
+    } else {
+        cut
+    }
 }
 
 /// # Safety
@@ -249,5 +260,40 @@ unsafe fn multiply(
             row = in(reg) 64usize,
             options(nostack),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splitting_keeps_sixteen_bits_and_what_is_no_number() {
+        let values = [
+            1.0,
+            -std::f32::consts::PI,
+            1e-30,
+            f32::MAX,
+            f32::MIN,
+            0.0,
+            f32::INFINITY,
+            f32::NAN,
+            f32::from_bits(0x7fff_ffff),
+        ];
+        let mut tiles = vec![0; 2 * TILE];
+        split_row(&values, &mut tiles, 0);
+        for (i, x) in values.into_iter().enumerate() {
+            let [high, low] =
+                [tiles[i], tiles[TILE + i]].map(|bits| f64::from(half::bf16::from_bits(bits).to_f32()));
+            if x.is_finite() {
+                assert!(
+                    (high + low - f64::from(x)).abs() <= f64::from(x).abs() * 2f64.powi(-16),
+                    "{x}: {high} + {low}"
+                );
+            } else {
+                assert!(x.is_nan() && high.is_nan() || high == f64::from(x), "{x}: {high}");
+                assert_eq!(low, 0.0);
+            }
+        }
     }
 }

@@ -163,7 +163,7 @@ impl Rows {
 ///
 /// # Errors
 /// `OUT_OF_MEMORY` for scratch.
-pub fn linear(
+pub(crate) fn linear(
     threads: &mut Threads,
     level: Level,
     scratch: &mut Scratch,

@@ -32,7 +32,7 @@ impl Kernel for LogSumExp<'_> {
 }
 
 /// `out[i] = log_softmax(logits[i])[targets[i]]`.
-pub fn token_logprobs(
+pub(crate) fn token_logprobs(
     threads: &mut Threads,
     level: Level,
     logits: View<Aligned<f32>>,

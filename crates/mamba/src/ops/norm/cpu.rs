@@ -23,7 +23,7 @@ struct Rows {
 }
 
 /// See [`AddNorm`].
-pub fn add_norm(threads: &mut Threads, level: Level, op: AddNorm<Aligned<f32>>) {
+pub(crate) fn add_norm(threads: &mut Threads, level: Level, op: AddNorm<Aligned<f32>>) {
     let (rows, d_model) = (op.residual.rows, op.residual.cols);
     assert!(op.weight.len() >= d_model && op.bias.is_none_or(|bias| bias.len() >= d_model));
     let whole = Shareable(Rows {

@@ -7,7 +7,7 @@ use crate::cpu::threads::Threads;
 use crate::cpu::{ConstMatrix, MutMatrix, Shareable};
 
 /// See [`Pool`].
-pub fn pool(threads: &mut Threads, batch: &Batch, op: Pool<Aligned<f32>>) {
+pub(crate) fn pool(threads: &mut Threads, batch: &Batch, op: Pool<Aligned<f32>>) {
     let d_model = op.hidden.cols;
     assert!(batch.slots.iter().all(|slot| *slot < op.out.rows), "a slot beyond the {} rows", op.out.rows);
     let rows = op.out.rows;

@@ -42,7 +42,7 @@ struct Scan {
 ///
 /// # Errors
 /// `OUT_OF_MEMORY` for the scratch state when there is no `state`.
-pub fn selective_scan(
+pub(crate) fn selective_scan(
     threads: &mut Threads,
     level: Level,
     batch: &Batch,
