@@ -272,6 +272,14 @@ impl Error {
         }
     }
 
+    /// A panic that was caught: a defect of this library or of what it calls.
+    #[must_use]
+    pub fn panic(panic: &(dyn std::any::Any + Send)) -> Self {
+        let message = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let message = message.or_else(|| panic.downcast_ref::<String>().cloned());
+        Self::Internal { message: message.unwrap_or_else(|| "a panic without a message".into()) }
+    }
+
     /// An option of the public API with a value that makes no sense.
     pub fn option(option: &str, value: impl std::fmt::Display, expected: &str) -> Self {
         Self::OptionInvalid { option: option.into(), value: value.to_string(), expected: expected.into() }

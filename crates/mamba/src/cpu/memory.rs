@@ -60,6 +60,30 @@ impl<T: Element> Drop for Aligned<T> {
     }
 }
 
+/// Room that is kept from call to call and only ever grows.
+#[derive(Debug)]
+pub struct Scratch<T: Element>(Option<Aligned<T>>);
+
+impl<T: Element> Default for Scratch<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Element> Scratch<T> {
+    /// Room for `len` elements; what they hold is left over from earlier calls.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn reserve(&mut self, len: usize) -> Result<&mut [T]> {
+        match &mut self.0 {
+            Some(room) if room.len() >= len => {}
+            room => *room = Some(Aligned::zeros(len, "activations")?),
+        }
+        Ok(&mut self.0.as_deref_mut().unwrap_or_default()[..len])
+    }
+}
+
 impl<T: Element> Deref for Aligned<T> {
     type Target = [T];
 

@@ -251,10 +251,7 @@ impl<B: Backend> Worker<B> {
             match catch_unwind(AssertUnwindSafe(|| worker.turn())) {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => worker.fail_running(|| copy_of(&error)),
-                Err(panic) => {
-                    let message = panic_message(&*panic);
-                    worker.fail_running(|| Error::Internal { message: message.clone() });
-                }
+                Err(panic) => worker.fail_running(|| Error::panic(&*panic)),
             }
         }
     }
@@ -651,12 +648,4 @@ fn copy_of(error: &Error) -> Error {
         Error::OutOfMemory { bytes, what } => Error::OutOfMemory { bytes: *bytes, what: what.clone() },
         other => Error::Internal { message: other.to_string() },
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(ToString::to_string)
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a message".into())
 }

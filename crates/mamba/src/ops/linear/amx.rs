@@ -15,7 +15,7 @@ use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
 use super::packed::PANEL;
-use crate::cpu::memory::Aligned;
+use crate::cpu::memory::Scratch;
 use crate::cpu::threads::Threads;
 use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
 use crate::error::Result;
@@ -84,31 +84,15 @@ static WHOLE: Config = {
     Config(bytes)
 };
 
-/// Activations, split and laid out as tiles: `[row / 16][input / 32][high, low][row % 16][input % 32]`.
-#[derive(Default)]
-pub struct Split {
-    tiles: Option<Aligned<u16>>,
-}
-
-impl Split {
-    /// Room for `rows` × `inputs`, kept from call to call.
-    fn reserve(&mut self, rows: usize, inputs: usize) -> Result<&mut [u16]> {
-        let len = rows.next_multiple_of(2 * ROWS) * inputs.next_multiple_of(STEP) * 2;
-        if self.tiles.as_ref().is_none_or(|tiles| tiles.len() < len) {
-            self.tiles = Some(Aligned::zeros(len, "activations")?);
-        }
-        Ok(&mut self.tiles.as_deref_mut().unwrap_or_default()[..len])
-    }
-}
-
-/// `out = x · weightᵀ + bias`, `panels` packed as bf16 pairs.
+/// `out = x · weightᵀ + bias`, `panels` packed as bf16 pairs. `split` holds the split activations as tiles:
+/// `[row / 16][input / 32][high, low][row % 16][input % 32]`.
 ///
 /// # Errors
 /// `OUT_OF_MEMORY` for the split activations.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn linear(
     threads: &mut Threads,
-    split: &mut Split,
+    split: &mut Scratch<u16>,
     x: ConstMatrix,
     rows: usize,
     inputs: usize,
@@ -120,7 +104,7 @@ pub(super) fn linear(
     debug_assert!(is_available());
     let steps = inputs.div_ceil(STEP);
     let row_tiles = rows.div_ceil(ROWS);
-    let tiles = split.reserve(rows, inputs)?;
+    let tiles = split.reserve(rows.next_multiple_of(2 * ROWS) * steps * STEP * 2)?;
     let per_row_tile = steps * 2 * TILE;
     let shared = SharedMut::new(tiles);
     let x = Shareable(x);

@@ -11,7 +11,7 @@
 
 use super::packed::{PANEL, Packed, Panels};
 use crate::backend::{View, ViewMut};
-use crate::cpu::memory::Aligned;
+use crate::cpu::memory::{self, Aligned};
 use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
 use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
@@ -115,48 +115,36 @@ const TILES_FROM: usize = 9;
 /// What products keep from call to call.
 #[derive(Default)]
 pub struct Scratch {
-    rows: Rows,
+    rows: memory::Scratch<f32>,
     #[cfg(target_arch = "x86_64")]
-    split: super::amx::Split,
+    split: memory::Scratch<u16>,
 }
 
-/// Activations in the order in which a register tile takes them: `[row / n][input][row % n]`, n the rows of the
-/// tile. So one pointer walks over all of them; with rows apart, each would need its own.
-#[derive(Default)]
-struct Rows {
-    packed: Option<Aligned<f32>>,
-}
-
-impl Rows {
-    /// Packs `rows` rows of `inputs`, `tile` rows at a time.
-    fn pack(
-        &mut self,
-        threads: &mut Threads,
-        x: &Shareable<ConstMatrix>,
-        rows: usize,
-        inputs: usize,
-        tile: usize,
-    ) -> Result<&[f32]> {
-        let len = rows.next_multiple_of(tile) * inputs;
-        if self.packed.as_ref().is_none_or(|packed| packed.len() < len) {
-            self.packed = Some(Aligned::zeros(len, "activations")?);
-        }
-        let packed = self.packed.as_deref_mut().unwrap_or_default();
-        let shared = SharedMut::new(packed);
-        threads.run(rows.div_ceil(tile), &|t| {
-            // SAFETY: each task writes its own tile; the rows are those of x.
-            unsafe {
-                let packed = shared.slice(t * tile * inputs, tile * inputs);
-                let count = tile.min(rows - t * tile);
-                for (i, packed) in packed.chunks_exact_mut(tile).enumerate() {
-                    for (r, packed) in packed[..count].iter_mut().enumerate() {
-                        *packed = *x.0.at(t * tile + r, i);
-                    }
+/// Activations in the order in which a register tile takes them: `[row / tile][input][row % tile]`. So one pointer
+/// walks over all of them; with rows apart, each would need its own.
+fn pack_rows<'a>(
+    threads: &mut Threads,
+    x: &Shareable<ConstMatrix>,
+    rows: usize,
+    inputs: usize,
+    tile: usize,
+    scratch: &'a mut memory::Scratch<f32>,
+) -> Result<&'a [f32]> {
+    let packed = scratch.reserve(rows.next_multiple_of(tile) * inputs)?;
+    let shared = SharedMut::new(packed);
+    threads.run(rows.div_ceil(tile), &|t| {
+        // SAFETY: each task writes its own tile; the rows are those of x.
+        unsafe {
+            let packed = shared.slice(t * tile * inputs, tile * inputs);
+            let count = tile.min(rows - t * tile);
+            for (i, packed) in packed.chunks_exact_mut(tile).enumerate() {
+                for (r, packed) in packed[..count].iter_mut().enumerate() {
+                    *packed = *x.0.at(t * tile + r, i);
                 }
             }
-        });
-        Ok(packed)
-    }
+        }
+    });
+    Ok(packed)
 }
 
 /// `out = x · weightᵀ + bias`: x [tokens, in], out [tokens, out].
@@ -191,7 +179,7 @@ pub(crate) fn linear(
     let tile = level.tile_rows();
     let packed = match rows {
         1 => None,
-        _ => Some(scratch.rows.pack(threads, &x, rows, inputs, tile)?),
+        _ => Some(pack_rows(threads, &x, rows, inputs, tile, &mut scratch.rows)?),
     };
     // Enough tasks that uneven threads end together, each big enough to be worth handing out.
     let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
