@@ -1,5 +1,6 @@
 //! Matrix products of the CPU backend, each path on the shapes of the 130m model: GFLOP/s, and GB/s of weights
-//! where few rows make memory the limit. `cargo run --release -p mamba --example products -- 2` (threads).
+//! where few rows make memory the limit. `cargo run --release -p mamba --example products -- 2 amx` (threads, and
+//! the only instruction set to measure).
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,10 @@ use mamba::cpu::simd::Level;
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
     println!("{:9} {:5} {:>16} {:>5} {:>10} {:>8}", "level", "dtype", "out x in", "rows", "GFLOP/s", "GB/s");
-    for level in Level::available() {
+    let only = std::env::args().nth(2);
+    for level in
+        Level::available().into_iter().filter(|level| only.as_deref().is_none_or(|o| o == level.name()))
+    {
         for dtype in [DType::F32, DType::BF16, DType::F16] {
             for (outputs, inputs) in [(3072, 768), (768, 1536), (50280, 768)] {
                 let mut cpu = Cpu::with_level(threads, level).expect("an available level");
