@@ -300,8 +300,8 @@ impl<B: Backend> Worker<B> {
         let mut i = 0;
         while i < self.running.len() {
             if self.running[i].sequence.is_cancelled() {
-                let Running { mut sequence, slot, .. } = self.running.remove(i);
-                self.free.push(slot);
+                let slot = self.running[i].slot;
+                let mut sequence = self.retire(i);
                 // What a session has generated so far stays in it.
                 if let Work::Generate(generation) = &mut sequence.work
                     && !generation.tokens.is_empty()
@@ -315,6 +315,13 @@ impl<B: Backend> Worker<B> {
                 i += 1;
             }
         }
+    }
+
+    /// Takes a sequence out of its slot.
+    fn retire(&mut self, i: usize) -> Sequence {
+        let Running { sequence, slot, .. } = self.running.remove(i);
+        self.free.push(slot);
+        sequence
     }
 
     /// Gives free slots to those who wait longest.
@@ -389,13 +396,14 @@ impl<B: Backend> Worker<B> {
             self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], *slot, !sequence.begun);
             sequence.begun = true;
         }
-        self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
-        self.pool()?;
+        let plan =
+            self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
+        self.pool(&plan)?;
         self.hand_out()
     }
 
     /// Adds this step's hidden states to those of texts being embedded.
-    fn pool(&mut self) -> Result<()> {
+    fn pool(&mut self, plan: &B::Plan) -> Result<()> {
         let kinds: Vec<_> = self
             .running
             .iter()
@@ -411,9 +419,8 @@ impl<B: Backend> Worker<B> {
             return Ok(());
         }
         let d_model = self.info.config.d_model;
-        let plan = self.backend.plan(&self.batch)?;
         self.backend.pool(
-            &plan,
+            plan,
             Pool {
                 kinds: &kinds,
                 hidden: View::dense(&self.workspace.hidden, self.batch.tokens(), d_model),
@@ -460,9 +467,7 @@ impl<B: Backend> Worker<B> {
                 Err(error) => Err(error),
             };
             if let Err(error) = result {
-                let Running { sequence, slot, .. } = self.running.remove(i);
-                self.free.push(slot);
-                sequence.fail(error);
+                self.retire(i).fail(error);
             }
         }
         Ok(())
@@ -473,8 +478,7 @@ impl<B: Backend> Worker<B> {
         if let Work::Generate(generation) = &mut self.running[i].sequence.work {
             generation.keep(&mut self.backend, &self.slots, slot)?;
         }
-        let Running { sequence, slot, .. } = self.running.remove(i);
-        self.free.push(slot);
+        let sequence = self.retire(i);
         if let Work::Generate(generation) = sequence.work {
             generation.finish(reason);
         }
@@ -538,8 +542,7 @@ impl<B: Backend> Worker<B> {
         if !last {
             return Ok(());
         }
-        let Running { sequence, slot, .. } = self.running.remove(i);
-        self.free.push(slot);
+        let sequence = self.retire(i);
         match sequence.work {
             Work::Append { session, context, tokens, reply } => {
                 session.store(context);

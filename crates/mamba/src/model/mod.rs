@@ -75,7 +75,8 @@ impl<B: Backend> Model<B> {
 
     /// Computes `workspace.hidden` [tokens, d_model], the hidden states after the final norm, for all tokens
     /// of a packed batch; every sequence's slot goes from its initial to its last state. A single token per
-    /// sequence is a decode step; there is no other path for it.
+    /// sequence is a decode step; there is no other path for it. Returns the batch's plan, for what else is done
+    /// with the hidden states.
     ///
     /// # Errors
     /// What the backend gives.
@@ -85,7 +86,7 @@ impl<B: Backend> Model<B> {
         batch: &Batch,
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
-    ) -> Result<()> {
+    ) -> Result<B::Plan> {
         let tokens = batch.tokens();
         assert!(
             tokens <= workspace.max_tokens(),
@@ -103,7 +104,8 @@ impl<B: Backend> Model<B> {
         for (i, block) in self.blocks.iter().enumerate() {
             block.forward(backend, &plan, tokens, i > 0, slots, &mut state_offset, workspace)?;
         }
-        self.norm_f.forward(backend, tokens, !self.blocks.is_empty(), workspace)
+        self.norm_f.forward(backend, tokens, !self.blocks.is_empty(), workspace)?;
+        Ok(plan)
     }
 
     /// Computes `workspace.logits` [rows.len(), vocab] for the given rows of `workspace.hidden`.
