@@ -2,6 +2,7 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -185,7 +186,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe {
             let x = _mm256_set1_epi32(x);
             match VNNI {
-                true => _mm256_dpwssd_avx_epi32(sum, w, x),
+                true => dpwssd_256(sum, w, x),
                 false => _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)),
             }
         }
@@ -354,7 +355,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe {
             let x = _mm512_set1_epi32(x);
             match VNNI {
-                true => _mm512_dpwssd_epi32(sum, w, x),
+                true => dpwssd_512(sum, w, x),
                 false => _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)),
             }
         }
@@ -373,4 +374,38 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             _mm512_or_si512(_mm512_srli_epi32::<16>(low), _mm512_and_si512(high, upper))
         }
     }
+}
+
+/// `sum + w₀ · x₀ + w₁ · x₁`, as assembly: LLVM makes two instructions of the intrinsic, to shorten chains that
+/// kernels do not have.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn dpwssd_256(mut sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    unsafe {
+        asm!(
+            "{{vex}} vpdpwssd {sum}, {w}, {x}",
+            sum = inout(ymm_reg) sum,
+            w = in(ymm_reg) w,
+            x = in(ymm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// `sum + w₀ · x₀ + w₁ · x₁`, as assembly: LLVM makes two instructions of the intrinsic, to shorten chains that
+/// kernels do not have.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dpwssd_512(mut sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    unsafe {
+        asm!(
+            "vpdpwssd {sum}, {w}, {x}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            x = in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
 }

@@ -361,14 +361,15 @@ impl<W: Weights> Panel<'_, W> {
                     let mut sums = [[S::zero(); VECTORS]; ROWS];
                     for i in 0..4 {
                         let words = words.add((group * PAIRS + 4 * i) * tile);
-                        for v in 0..VECTORS {
-                            let w = W::pairs::<S>(panel, group, i, half + v * S::LANES);
-                            for (k, w) in w.into_iter().enumerate() {
-                                for (r, sums) in sums.iter_mut().enumerate() {
-                                    sums[v] = S::dot_pairs(sums[v], w, *words.add(k * tile + r));
-                                }
-                            }
+                        let mut w = [[S::zero(); 4]; VECTORS];
+                        for (v, w) in w.iter_mut().enumerate() {
+                            *w = W::pairs::<S>(panel, group, i, half + v * S::LANES);
                         }
+                        // Written out: as a loop the compiler would keep the pairs in memory.
+                        accumulate::<S, ROWS, VECTORS, 0>(&mut sums, words, &w);
+                        accumulate::<S, ROWS, VECTORS, 1>(&mut sums, words.add(tile), &w);
+                        accumulate::<S, ROWS, VECTORS, 2>(&mut sums, words.add(2 * tile), &w);
+                        accumulate::<S, ROWS, VECTORS, 3>(&mut sums, words.add(3 * tile), &w);
                     }
                     let scales = scales.add(2 * group * tile);
                     for v in 0..VECTORS {
@@ -392,6 +393,24 @@ impl<W: Weights> Panel<'_, W> {
                         S::store_first(out, total, lanes(v));
                     }
                 }
+            }
+        }
+    }
+}
+
+/// `sums[r] += x[r] · w` for the K-th pair of all rows.
+#[inline(always)]
+unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize, const K: usize>(
+    sums: &mut [[S::I; VECTORS]; ROWS],
+    x: *const i32,
+    w: &[[S::I; 4]; VECTORS],
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's rows.
+        unsafe {
+            let x = *x.add(r);
+            for (w, sum) in w.iter().zip(sums) {
+                *sum = S::dot_pairs(*sum, w[K], x);
             }
         }
     }
