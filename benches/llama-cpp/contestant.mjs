@@ -1,0 +1,37 @@
+import { spawn } from 'node:child_process'
+import { createInterface } from 'node:readline'
+
+/** A program that holds a model, and answers each line (a measurement) with a line of JSON. */
+export class Contestant {
+  /** Starts it; null when it cannot run this model (it ends before it says what it has loaded). */
+  static async start(command, args, env = {}) {
+    const child = spawn(command, args, {
+      stdio: ['pipe', 'pipe', 'inherit'],
+      env: { ...process.env, ...env },
+    })
+    const contestant = new Contestant()
+    contestant.child = child
+    child.stdin.on('error', () => {}) // it ended: the missing answer says so
+    contestant.lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
+    contestant.info = await contestant.answer()
+    return contestant.info && contestant
+  }
+
+  async answer() {
+    const { value } = await this.lines.next()
+    return value === undefined ? null : JSON.parse(value)
+  }
+
+  async ask(line) {
+    this.child.stdin.write(`${line}\n`)
+    const answer = await this.answer()
+    if (answer === null) throw new Error(`${this.child.spawnfile} ended at ${line}`)
+    return answer
+  }
+
+  async end() {
+    const ended = new Promise((resolve) => this.child.once('exit', resolve))
+    this.child.stdin.end()
+    if (this.child.exitCode === null) await ended
+  }
+}
