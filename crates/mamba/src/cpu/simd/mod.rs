@@ -174,6 +174,10 @@ pub trait Simd: Copy {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// a · b + c, with one rounding where the instruction set has it.
     unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a · b − c, likewise.
+    unsafe fn mul_sub(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// 1 / x to within 2e-7, for |x| in 1e-37 … 1e37.
+    unsafe fn reciprocal(x: Self::F) -> Self::F;
     /// The greater; `b` where either is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// The lesser; `b` where either is NaN.
@@ -182,12 +186,19 @@ pub trait Simd: Copy {
     unsafe fn round(x: Self::F) -> Self::F;
     /// x · 2ⁿ for an integral n in −126 … 127.
     unsafe fn scale(x: Self::F, n: Self::F) -> Self::F;
+    /// x · 2ⁿ for any integral n and an x in 0.5 … 2: tiny or zero below −126, huge or infinite above 127.
+    #[inline(always)]
+    unsafe fn scale_any(x: Self::F, n: Self::F) -> Self::F {
+        unsafe { Self::scale(x, Self::max(Self::splat(-126.0), Self::min(Self::splat(127.0), n))) }
+    }
     /// The sum of all lanes, in a fixed order.
     unsafe fn sum(x: Self::F) -> f32;
     /// The greatest lane; NaN may be passed over.
     unsafe fn largest(x: Self::F) -> f32;
     /// Asks for a cache line ahead of its use.
     unsafe fn prefetch(at: *const u8);
+    /// The same, only as near as the second-level cache: for what will not be used soon.
+    unsafe fn prefetch_later(at: *const u8);
 
     /// LANES bytes, widened.
     unsafe fn load_u8(from: *const u8) -> Self::F;
