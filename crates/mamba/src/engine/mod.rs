@@ -31,6 +31,9 @@ use crate::generate::SessionSnapshot;
 use crate::model::{Model, StateSpec};
 use crate::text::Tokenizer;
 
+/// Threads of a model that only turn text into tokens.
+const MAX_TEXT_THREADS: usize = 4;
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
@@ -297,8 +300,12 @@ impl Mamba {
             Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
-        let (to_engine, text, alive) = (engine.clone(), tokenizer.clone(), life.clone());
-        spawn("mamba-text", move || intake::run(&jobs, &to_engine, &alive, text.as_ref()))?;
+        // More than one, so that nobody waits for another's long text; a request with many is spread over `threads`.
+        for _ in 0..threads.clamp(2, MAX_TEXT_THREADS) {
+            let (jobs, to_engine) = (jobs.clone(), engine.clone());
+            let (text, alive) = (tokenizer.clone(), life.clone());
+            spawn("mamba-text", move || intake::run(&jobs, &to_engine, &alive, text.as_ref(), threads))?;
+        }
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
         Ok(Self { shared: Arc::new(Shared { info, tokenizer, intake, engine, pending, queue_limit, life }) })
@@ -349,7 +356,7 @@ impl Mamba {
             // Should the thread be gone, the job is dropped, and its reply says so.
             drop(shared.intake.send(job));
         } else {
-            intake::admit(job, &shared.engine, &shared.life, None);
+            intake::admit(job, &shared.engine, &shared.life, None, 1);
         }
         Ok(())
     }
