@@ -14,6 +14,18 @@ use std::thread::JoinHandle;
 
 use crate::error::{Error, Result};
 
+/// The option `threads`, by default one for each processor that the process may use.
+///
+/// # Errors
+/// `OPTION_INVALID` unless it is 1 to 1024.
+pub fn count(asked: Option<usize>) -> Result<usize> {
+    match asked {
+        Some(threads @ 1..=1024) => Ok(threads),
+        Some(threads) => Err(Error::option("threads", threads, "1 to 1024")),
+        None => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+    }
+}
+
 /// How often a worker looks for work before it sleeps (about 50 µs) and a caller looks for the end of a
 /// section before it lets others run.
 const SPINS: usize = 2_000;

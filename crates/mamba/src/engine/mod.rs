@@ -24,7 +24,7 @@ use self::worker::{Message, Worker};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, threads};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::generate::SessionSnapshot;
@@ -93,7 +93,7 @@ impl LoadOptions {
             true => Ok(()),
             false => Err(Error::option(option, value, &format!("1 to {max}"))),
         };
-        within("threads", self.threads.unwrap_or(1), 1024)?;
+        threads::count(self.threads)?;
         within("maxBatch", self.max_batch, 4096)?;
         within("queueLimit", self.queue_limit, 1 << 20)?;
         within("prefillChunk", self.prefill_chunk, 1 << 16)
@@ -229,10 +229,7 @@ impl Mamba {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         options.check()?;
-        let threads = match options.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        let threads = threads::count(options.threads)?;
         let cpu = Cpu::new(threads)?.deterministic(options.deterministic);
         Self::with_backend(cpu, threads, checkpoint, tokenizer, options, cancel, progress)
     }

@@ -42,11 +42,33 @@ impl Level {
     pub fn detect() -> Self {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {
-            let wanted = std::env::var("NODE_MAMBA_CPU").ok();
-            let named = Self::ALL.into_iter().find(|level| Some(level.name()) == wanted.as_deref());
-            let limit = named.unwrap_or(Self::Amx);
+            let limit = forced().unwrap_or(Self::Amx);
             Self::available().into_iter().filter(|level| *level <= limit).max().unwrap_or(Self::Portable)
         })
+    }
+
+    /// Why [`Level::detect`] is not a better one, in words for whoever might change that.
+    #[must_use]
+    pub fn notes() -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(name) = std::env::var(FORCE).ok().filter(|_| forced().is_none()) {
+            let names = Self::ALL.map(Self::name).join(", ");
+            notes.push(format!("{FORCE} is `{name}`, which is none of {names}: it is ignored"));
+        }
+        if let Some(level) = forced().filter(|level| *level < Self::Amx) {
+            notes.push(format!("{FORCE} keeps the kernels from using more than {}", level.name()));
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::ops::linear::amx;
+            if !Self::Avx2.is_available() {
+                notes.push("this processor has no AVX2, FMA and F16C: the portable kernels are used, several times slower".into());
+            }
+            if amx::is_in_processor() && !amx::is_available() {
+                notes.push("this processor has a tile unit (AMX), but the operating system does not let this process use it".into());
+            }
+        }
+        notes
     }
 
     /// All levels that this processor has.
@@ -122,6 +144,14 @@ impl Level {
             _ => unsafe { kernel.run::<Portable>() },
         }
     }
+}
+
+const FORCE: &str = "NODE_MAMBA_CPU";
+
+/// What the environment asks for.
+fn forced() -> Option<Level> {
+    let name = std::env::var(FORCE).ok()?;
+    Level::ALL.into_iter().find(|level| level.name() == name)
 }
 
 /// Something to compute with any vector type. `run` and all that it calls must be `#[inline(always)]`, so

@@ -46,17 +46,26 @@ pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const TILE_STATE: u64 = 0b11 << 17;
-        // SAFETY: leaf 7 is read where it exists, xgetbv where the operating system uses xsave.
+        // SAFETY: a processor with the unit has xgetbv where the operating system uses xsave.
         unsafe {
-            let (max_leaf, features) = (__cpuid(0).eax, __cpuid(1).ecx);
-            if max_leaf < 7 || features & (1 << 27) == 0 {
-                return false;
-            }
-            let leaf = __cpuid_count(7, 0).edx;
-            let has_bf16_tiles = leaf & (1 << 22) != 0 && leaf & (1 << 24) != 0;
-            has_bf16_tiles && xcr0() & TILE_STATE == TILE_STATE && is_permitted()
+            is_in_processor()
+                && __cpuid(1).ecx & (1 << 27) != 0
+                && xcr0() & TILE_STATE == TILE_STATE
+                && is_permitted()
         }
     })
+}
+
+/// Whether the processor has the unit, whatever the operating system says.
+pub fn is_in_processor() -> bool {
+    // SAFETY: leaf 7 is read where it exists.
+    unsafe {
+        let has = |leaf: u32, bit: u32| leaf & (1 << bit) != 0;
+        __cpuid(0).eax >= 7 && {
+            let leaf = __cpuid_count(7, 0).edx;
+            has(leaf, 22) && has(leaf, 24)
+        }
+    }
 }
 
 #[target_feature(enable = "xsave")]
