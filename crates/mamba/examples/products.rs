@@ -12,18 +12,19 @@ use mamba::cpu::simd::Level;
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
-    println!("{:9} {:5} {:>16} {:>5} {:>10} {:>8}", "level", "dtype", "out x in", "rows", "GFLOP/s", "GB/s");
+    println!("{:11} {:5} {:>16} {:>5} {:>10} {:>8}", "level", "dtype", "out x in", "rows", "GFLOP/s", "GB/s");
     let only = std::env::args().nth(2);
     for level in
         Level::available().into_iter().filter(|level| only.as_deref().is_none_or(|o| o == level.name()))
     {
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for dtype in DType::ALL {
             for (outputs, inputs) in [(3072, 768), (768, 1536), (50280, 768)] {
                 let mut cpu = Cpu::with_level(threads, level).expect("an available level");
                 let values = (0..outputs * inputs).map(|i| (i % 97) as f32 * 0.01 - 0.48).collect();
                 let tensor = Tensor::from_memory("w", vec![outputs, inputs], values);
                 // Several copies, so that a small weight is not measured out of the second-level cache.
-                let copies = (64 << 20) / (outputs * inputs * dtype.size()) + 1;
+                let bytes = dtype.bytes((outputs * inputs) as u64) as usize;
+                let copies = (64 << 20) / bytes + 1;
                 let weights: Vec<_> =
                     (0..copies).map(|_| cpu.weight(&tensor, dtype).expect("a weight")).collect();
                 for rows in [1, 4, 8, 32, 512] {
@@ -42,12 +43,12 @@ fn main() {
                     }
                     let seconds = best.as_secs_f64();
                     println!(
-                        "{:9} {:5} {:>16} {rows:>5} {:>10.1} {:>8.1}",
+                        "{:11} {:5} {:>16} {rows:>5} {:>10.1} {:>8.1}",
                         level.name(),
                         dtype.name(),
                         format!("{outputs} x {inputs}"),
                         (2 * rows * inputs * outputs) as f64 / seconds * 1e-9,
-                        (inputs * outputs * dtype.size()) as f64 / seconds * 1e-9,
+                        bytes as f64 / seconds * 1e-9,
                     );
                 }
             }

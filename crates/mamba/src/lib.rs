@@ -14,6 +14,7 @@ pub mod error;
 pub mod generate;
 pub mod model;
 pub mod ops;
+pub mod quantize;
 pub mod text;
 
 pub use dtype::DType;

@@ -194,8 +194,8 @@ fn greedy_continuations() {
 fn validation_loss_in_every_dtype() {
     let truth = Truth::novels();
     let expected = truth.floats("val.nll");
-    for (dtype, threads) in [(DType::F32, 2), (DType::BF16, 2), (DType::F16, 2)] {
-        let nll = Runner::new(dtype, threads, Level::detect()).validation(&truth);
+    for dtype in DType::ALL {
+        let nll = Runner::new(dtype, 2, Level::detect()).validation(&truth);
         let worst = nll.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let (ours, official) = (mean(&nll), mean(&expected));
         println!("{}: mean nll {ours:.7}, official {official:.7}, worst token {worst:.2e}", dtype.name());
@@ -204,6 +204,8 @@ fn validation_loss_in_every_dtype() {
             // The checkpoint's matrices are bf16, so bf16 weights lose nothing; f16 rounds them.
             DType::BF16 => assert!((ours / official - 1.0).abs() < 0.002 && worst < 1e-3),
             DType::F16 => assert!((ours / official - 1.0).abs() < 0.002),
+            DType::Q8_0 => assert!((ours / official - 1.0).abs() < 0.001),
+            DType::Q4K => assert!((ours / official - 1.0).abs() < 0.025),
         }
     }
 }

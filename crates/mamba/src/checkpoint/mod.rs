@@ -22,6 +22,7 @@ pub use tensor::{Stored, Tensor};
 use crate::config::Config;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::quantize::Format;
 
 /// How a checkpoint is opened.
 #[derive(Clone, Copy, Debug)]
@@ -154,7 +155,9 @@ impl Checkpoint {
         match self.tensors.get("backbone.embedding.weight").map(Tensor::stored) {
             Some(Stored::BF16) => DType::BF16,
             Some(Stored::F16) => DType::F16,
-            _ => DType::F32,
+            Some(Stored::Quantized(Format::Q8_0)) => DType::Q8_0,
+            Some(Stored::Quantized(Format::Q4K)) => DType::Q4K,
+            Some(Stored::F64 | Stored::F32) | None => DType::F32,
         }
     }
 

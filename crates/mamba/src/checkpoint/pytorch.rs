@@ -72,7 +72,7 @@ pub(super) fn read(path: &Path, mmap: bool) -> Result<Vec<Found>> {
             expected = expected.checked_mul(*size).ok_or_else(|| invalid("has an impossible shape"))?;
         }
         let (offset, len) = locate(&mut archive, &format!("{prefix}data/{}", description.key), path)?;
-        let size = stored.size() as u64;
+        let size = stored.bytes(1) as u64;
         let end = description.offset.checked_add(expected).and_then(|end| end.checked_mul(size));
         if end.is_none_or(|end| end > len) {
             let (at, shape) = (description.offset, &description.shape);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use crate::error::{Error, Result};
+use crate::quantize::Format;
 
 /// Element types that weights may be stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,16 +20,31 @@ pub enum Stored {
     F16,
     /// Widened.
     BF16,
+    /// Rows of blocks; of matrices.
+    Quantized(Format),
 }
 
 impl Stored {
-    /// Bytes of one element.
+    /// Bytes of `elements` next to one another: of a part of a row of whole blocks, where they are quantized.
     #[must_use]
-    pub fn size(self) -> usize {
+    pub fn bytes(self, elements: usize) -> usize {
         match self {
-            Self::F64 => 8,
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::F64 => 8 * elements,
+            Self::F32 => 4 * elements,
+            Self::F16 | Self::BF16 => 2 * elements,
+            Self::Quantized(format) => format.row_bytes(elements),
+        }
+    }
+
+    /// Bytes of a tensor; `None` when they are more than can be counted, or a vector is said to be quantized.
+    fn tensor_bytes(self, shape: &[usize]) -> Option<u64> {
+        let product = |shape: &[usize]| shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d as u64));
+        match (self, shape) {
+            (Self::Quantized(format), [rows, cols]) => {
+                product(&[*rows, cols.div_ceil(format.block()), format.block_bytes()])
+            }
+            (Self::Quantized(_), _) => None,
+            _ => product(shape)?.checked_mul(self.bytes(1) as u64),
         }
     }
 
@@ -42,6 +58,7 @@ impl Stored {
             Self::F32 => each(bytes, out, f32::from_le_bytes),
             Self::F16 => each(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
             Self::BF16 => each(bytes, out, |b| half::bf16::from_le_bytes(b).to_f32()),
+            Self::Quantized(format) => format.dequantize(bytes, out),
         }
     }
 }
@@ -172,9 +189,8 @@ impl Tensor {
         offset: u64,
         stored: Stored,
     ) -> Result<Self> {
-        let bytes = shape
-            .iter()
-            .try_fold(stored.size() as u64, |bytes, n| bytes.checked_mul(*n as u64))
+        let bytes = stored
+            .tensor_bytes(&shape)
             .filter(|bytes| offset.checked_add(*bytes).is_some_and(|end| end <= source.len));
         if bytes.is_none() {
             return Err(Error::CheckpointInvalid {
@@ -219,11 +235,66 @@ impl Tensor {
                 out.copy_from_slice(&values[start..start + out.len()]);
                 Ok(())
             }
+            Data::File { source, offset, stored: Stored::Quantized(format) } => {
+                self.read_quantized(source, *offset, *format, start, out)
+            }
             Data::File { source, offset, stored } => {
-                let (from, len) = (offset + (start * stored.size()) as u64, out.len() * stored.size());
+                let (from, len) = (offset + stored.bytes(start) as u64, stored.bytes(out.len()));
                 source.with(from, len, |bytes| stored.to_f32(bytes, out))
             }
         }
+    }
+
+    /// Row by row, from the block on in which the part that is asked for begins.
+    fn read_quantized(
+        &self,
+        source: &Source,
+        offset: u64,
+        format: Format,
+        mut start: usize,
+        mut out: &mut [f32],
+    ) -> Result<()> {
+        let cols = self.shape[1];
+        let mut blocks = vec![0.0; cols];
+        while !out.is_empty() {
+            let (row, col) = (start / cols, start % cols);
+            let from = col / format.block() * format.block();
+            let len = out.len().min(cols - col);
+            let to = (col + len).next_multiple_of(format.block()).min(cols);
+            let at = row * format.row_bytes(cols) + format.row_bytes(from);
+            let values = &mut blocks[..to - from];
+            source.with(offset + at as u64, format.row_bytes(to - from), |bytes| {
+                format.dequantize(bytes, values);
+            })?;
+            let (now, rest) = out.split_at_mut(len);
+            now.copy_from_slice(&values[col - from..][..len]);
+            (out, start) = (rest, start + len);
+        }
+        Ok(())
+    }
+
+    /// Reads `rows` rows of a matrix from `row` on, as blocks: those that are stored, or the values quantized.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_f32`].
+    ///
+    /// # Panics
+    /// If it is no matrix, or `bytes` has another length than those rows.
+    pub fn read_blocks(&self, format: Format, row: usize, rows: usize, bytes: &mut [u8]) -> Result<()> {
+        let (cols, row_bytes) = (self.shape[1], format.row_bytes(self.shape[1]));
+        assert_eq!(bytes.len(), rows * row_bytes, "blocks of {rows} rows of `{}`", self.name);
+        if let Data::File { source, offset, stored } = &self.data
+            && *stored == Stored::Quantized(format)
+        {
+            let from = offset + (row * row_bytes) as u64;
+            return source.with(from, bytes.len(), |stored| bytes.copy_from_slice(stored));
+        }
+        let mut values = vec![0.0; rows * cols];
+        self.read_f32(row * cols, &mut values)?;
+        for (values, bytes) in values.chunks_exact(cols).zip(bytes.chunks_exact_mut(row_bytes)) {
+            format.quantize(values, bytes);
+        }
+        Ok(())
     }
 
     /// The whole tensor as f32.

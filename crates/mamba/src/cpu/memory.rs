@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 pub trait Element: Copy + Send + Sync + 'static {}
 impl Element for f32 {}
 impl Element for u16 {}
+impl Element for u8 {}
+impl Element for i16 {}
+impl Element for i32 {}
 
 const ALIGN: usize = 64;
 

@@ -49,7 +49,7 @@ impl Cpu {
         Ok(Self { threads: Threads::new(threads.max(1))?, level, deterministic: false, scratch })
     }
 
-    /// Uses only kernels whose results do not depend on the number of rows: everything but the tile unit.
+    /// Uses only kernels whose results do not depend on the number of rows: everything but the tile unit for bf16.
     #[must_use]
     pub fn deterministic(mut self, deterministic: bool) -> Self {
         self.deterministic = deterministic;
@@ -122,10 +122,9 @@ impl Backend for Cpu {
         bias: Option<&Self::Buffer>,
         out: ViewMut<Self::Buffer>,
     ) -> Result<()> {
+        let Self { threads, level, deterministic, scratch } = self;
         let bias = bias.map(|bias| &**bias);
-        // The tile unit sums in another order than the kernel for few tokens does.
-        let level = if self.deterministic { self.level.min(Level::Avx512) } else { self.level };
-        ops::linear::cpu::linear(&mut self.threads, level, &mut self.scratch, x, weight, bias, out)
+        ops::linear::cpu::linear(threads, *level, *deterministic, scratch, x, weight, bias, out)
     }
 
     fn add_norm(&mut self, op: ops::norm::AddNorm<Self::Buffer>) -> Result<()> {
@@ -255,6 +254,11 @@ impl MutMatrix {
         check(view.buffer.len(), view.offset, view.stride, rows, cols);
         let end = view.buffer.len();
         Self { start: view.buffer[view.offset.min(end)..].as_mut_ptr(), stride: view.stride }
+    }
+
+    /// Elements from a row to the next.
+    pub(crate) fn stride(self) -> usize {
+        self.stride
     }
 
     /// # Safety

@@ -253,7 +253,7 @@ impl Mamba {
             tokenizer.check_fits(config.padded_vocab_size)?;
         }
         let dtype = options.dtype.unwrap_or_else(|| checkpoint.dtype());
-        let total_bytes = config.parameter_count() as u64 * dtype.size() as u64;
+        let total_bytes = dtype.bytes(config.parameter_count() as u64);
         let mut report = |stage, loaded_bytes: u64| {
             progress(LoadProgress { stage, loaded_bytes: loaded_bytes.min(total_bytes), total_bytes });
             if cancel.is_cancelled() { Err(Error::Aborted) } else { Ok(()) }
@@ -263,7 +263,7 @@ impl Mamba {
             let mut elements = 0;
             checkpoint.validate(&mut |read| {
                 elements += read;
-                report("validate", elements as u64 * dtype.size() as u64)
+                report("validate", dtype.bytes(elements as u64))
             })?;
         }
         let mut weight_bytes = 0;

@@ -138,7 +138,9 @@ pub(crate) struct Loader<'a, B: Backend> {
 impl<B: Backend> Loader<'_, B> {
     /// A matrix [out, in], in the loader's dtype.
     pub(crate) fn matrix(&mut self, name: &str) -> Result<B::Weight> {
-        let weight = self.backend.weight(self.checkpoint.tensor(name)?, self.dtype)?;
+        let tensor = self.checkpoint.tensor(name)?;
+        let inputs = tensor.shape.last().copied().unwrap_or_default();
+        let weight = self.backend.weight(tensor, self.dtype.of_width(inputs))?;
         self.done += self.backend.weight_bytes(&weight);
         (self.progress)(self.done)?;
         Ok(weight)

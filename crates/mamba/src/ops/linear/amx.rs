@@ -12,13 +12,18 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
+use super::cpu::{Operands, Scratch};
+use super::integer::{Q4K, Q8_0, Quantize, Sink, Weights};
 use super::packed::PANEL;
-use crate::cpu::memory::Scratch;
+use super::tiles::{Part, in_parts};
+use crate::cpu::SharedMut;
+use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
-use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
 use crate::error::Result;
+use crate::quantize::GROUP;
 
 /// Rows (tokens) of a tile.
 const ROWS: usize = 16;
@@ -26,8 +31,12 @@ const ROWS: usize = 16;
 const STEP: usize = 32;
 /// bf16 of a tile.
 const TILE: usize = ROWS * STEP;
-/// Row blocks of 32 tokens that a panel passes over while they are in the second-level cache.
+/// Rows of a block: two tiles.
+const BLOCK_ROWS: usize = 2 * ROWS;
+/// Row blocks that a panel of bf16 passes over while they are in the second-level cache.
 const BLOCKS: usize = 4;
+/// The most that a group of quantized weights passes over.
+const MAX_BLOCKS: usize = 16;
 
 /// Whether the processor has the unit and the operating system lets this process use it (asked for once).
 pub fn is_available() -> bool {
@@ -84,57 +93,45 @@ static WHOLE: Config = {
     Config(bytes)
 };
 
-/// `out = x · weightᵀ + bias`, `panels` packed as bf16 pairs. `split` holds the split activations as tiles:
+/// bf16 weights, in pairs. Activations are split and laid as tiles:
 /// `[row / 16][input / 32][high, low][row % 16][input % 32]`.
 ///
 /// # Errors
 /// `OUT_OF_MEMORY` for the split activations.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn linear(
+pub(super) fn bf16(
     threads: &mut Threads,
-    split: &mut Scratch<u16>,
-    x: ConstMatrix,
-    rows: usize,
-    inputs: usize,
+    scratch: &mut Scratch,
+    operands: &Operands,
     panels: &[u16],
-    outputs: usize,
-    bias: Option<&[f32]>,
-    out: MutMatrix,
 ) -> Result<()> {
     debug_assert!(is_available());
+    let Operands { rows, inputs, outputs, bias, .. } = *operands;
     let steps = inputs.div_ceil(STEP);
-    let row_tiles = rows.div_ceil(ROWS);
-    let tiles = split.reserve(rows.next_multiple_of(2 * ROWS) * steps * STEP * 2)?;
+    assert_eq!(panels.len(), outputs.div_ceil(PANEL) * PANEL * steps * STEP);
     let per_row_tile = steps * 2 * TILE;
+    let tiles = scratch.split.reserve(rows.next_multiple_of(2 * ROWS) * steps * STEP * 2)?;
     let shared = SharedMut::new(tiles);
-    let x = Shareable(x);
-    threads.run(row_tiles, &|tile| {
-        let x = &x;
+    threads.run(rows.div_ceil(ROWS), &|tile| {
         // SAFETY: tasks write disjoint tiles; rows beyond the last are left as they are and their products
         // are not stored; the rows of x are in range.
         unsafe {
             let tiles = shared.slice(tile * per_row_tile, per_row_tile);
             for r in 0..ROWS.min(rows - tile * ROWS) {
-                split_row(std::slice::from_raw_parts(x.0.at(tile * ROWS + r, 0), inputs), tiles, r);
+                split_row(std::slice::from_raw_parts(operands.x.at(tile * ROWS + r, 0), inputs), tiles, r);
             }
         }
     });
-
-    let count = outputs.div_ceil(PANEL);
-    let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
-    let group = count.div_ceil(wanted);
     let row_blocks = rows.div_ceil(2 * ROWS);
-    let out = Shareable(out);
     let tiles = &*tiles;
-    threads.run(count.div_ceil(group), &|task| {
-        let out = &out;
+    in_parts(threads, row_blocks, outputs, 1, 2, &|part| {
+        let out = operands.out;
         // SAFETY: the unit is available; tiles and panels are in range by construction, outputs are masked.
         unsafe {
-            asm!("ldtilecfg [{}]", in(reg) WHOLE.0.as_ptr(), options(nostack));
-            for first in (0..row_blocks).step_by(BLOCKS) {
-                for panel in task * group..count.min((task + 1) * group) {
+            configure();
+            for first in (part.row..part.row + part.rows).step_by(BLOCKS) {
+                for panel in part.panel..part.panel + part.outputs.div_ceil(PANEL) {
                     let weights = panels.as_ptr().add(panel * PANEL * steps * STEP);
-                    for block in first..row_blocks.min(first + BLOCKS) {
+                    for block in first..(part.row + part.rows).min(first + BLOCKS) {
                         let activations = tiles.as_ptr().add(block * 2 * per_row_tile);
                         let mut sums = Sums([[0.0; PANEL]; 2 * ROWS]);
                         multiply(activations, per_row_tile, weights, steps, &mut sums);
@@ -142,7 +139,7 @@ pub(super) fn linear(
                         let width = PANEL.min(outputs - from);
                         for r in 0..(2 * ROWS).min(rows - block * 2 * ROWS) {
                             let row =
-                                std::slice::from_raw_parts_mut(out.0.at(block * 2 * ROWS + r, from), width);
+                                std::slice::from_raw_parts_mut(out.at(block * 2 * ROWS + r, from), width);
                             row.copy_from_slice(&sums.0[r][..width]);
                             if let Some(bias) = bias {
                                 row.iter_mut().zip(&bias[from..]).for_each(|(sum, bias)| *sum += bias);
@@ -151,10 +148,229 @@ pub(super) fn linear(
                     }
                 }
             }
-            asm!("tilerelease", options(nomem, nostack));
+            release();
         }
     });
     Ok(())
+}
+
+/// q8_0 weights.
+///
+/// # Errors
+/// `OUT_OF_MEMORY` for the activations' tiles.
+pub(super) fn q8_0(
+    threads: &mut Threads,
+    scratch: &mut Scratch,
+    operands: &Operands,
+    panels: &[u8],
+) -> Result<()> {
+    quantized::<Q8_0>(threads, scratch, operands, panels)
+}
+
+/// q4_K weights.
+///
+/// # Errors
+/// `OUT_OF_MEMORY` for the activations' tiles.
+pub(super) fn q4_k(
+    threads: &mut Threads,
+    scratch: &mut Scratch,
+    operands: &Operands,
+    panels: &[u8],
+) -> Result<()> {
+    quantized::<Q4K>(threads, scratch, operands, panels)
+}
+
+/// As [`super::integer`], and with its bits: weights and both parts of an activation are integers that bf16 holds,
+/// every partial sum of a group is one that f32 holds.
+fn quantized<W: Weights>(
+    threads: &mut Threads,
+    scratch: &mut Scratch,
+    operands: &Operands,
+    panels: &[u8],
+) -> Result<()> {
+    debug_assert!(is_available());
+    let Operands { rows, inputs, outputs, .. } = *operands;
+    let groups = inputs.div_ceil(GROUP);
+    let panel_bytes = W::panel_bytes(groups);
+    assert_eq!(panels.len(), outputs.div_ceil(PANEL) * panel_bytes);
+    let row_blocks = rows.div_ceil(BLOCK_ROWS);
+    let per_row_tile = groups * 2 * TILE;
+    let tiles = scratch.split.reserve(row_blocks * 2 * per_row_tile)?;
+    let scales = scratch.rows.reserve(row_blocks * BLOCK_ROWS * groups * 2)?;
+    {
+        let (tiles, scales) = (SharedMut::new(tiles), SharedMut::new(scales));
+        threads.run(rows.div_ceil(ROWS), &|tile| {
+            // SAFETY: the level is available; tasks write disjoint tiles; rows beyond the last are left as they are
+            // and their products are not stored.
+            unsafe {
+                let out = Tiles(tiles.slice(tile * per_row_tile, per_row_tile));
+                let scales = scales.slice(tile * ROWS * groups * 2, ROWS * groups * 2);
+                let rows = ROWS.min(rows - tile * ROWS);
+                let x = operands.x;
+                Level::Amx.run(Quantize { x, first: tile * ROWS, rows, inputs, tile: ROWS, scales, out });
+            }
+        });
+    }
+    let (tiles, scales) = (&*tiles, &*scales);
+    // As many row blocks as leave their tiles in half of a second-level cache of 2 MiB.
+    let blocks = ((1 << 20) / (4 * per_row_tile)).clamp(1, MAX_BLOCKS);
+    in_parts(threads, row_blocks, outputs, 1, 2, &|part| {
+        // SAFETY: the level is available; tiles, scales and panels are in range by construction, parts are disjoint.
+        unsafe {
+            configure();
+            Level::Amx.run(Product::<W> {
+                tiles: tiles.as_ptr(),
+                scales: scales.as_ptr(),
+                groups,
+                blocks,
+                panels: panels.as_ptr(),
+                panel_bytes,
+                part,
+                operands,
+                weights: PhantomData,
+            });
+            release();
+        }
+    });
+    Ok(())
+}
+
+/// Activations that are integers, as the two tiles of a step: `x = high + low`, both of which bf16 holds.
+struct Tiles<'a>(&'a mut [u16]);
+
+impl Sink for Tiles<'_> {
+    #[inline(always)]
+    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP]) {
+        let (high, low) = self.0[group * 2 * TILE..][..2 * TILE].split_at_mut(TILE);
+        let (high, low) = (&mut high[row * STEP..][..STEP], &mut low[row * STEP..][..STEP]);
+        for ((x, high), low) in x.iter().zip(high).zip(low) {
+            let whole = f32::from(*x);
+            let rounded = round_to_bf16(whole);
+            *high = (rounded >> 16) as u16;
+            *low = ((whole - f32::from_bits(rounded)).to_bits() >> 16) as u16;
+        }
+    }
+}
+
+/// A part of a product with quantized weights.
+struct Product<'a, W> {
+    tiles: *const u16,
+    /// `[row / 16][group][scale, sum][row % 16]`, see [`Quantize`].
+    scales: *const f32,
+    groups: usize,
+    /// Row blocks at a time.
+    blocks: usize,
+    panels: *const u8,
+    panel_bytes: usize,
+    /// Its rows are row blocks of 32 tokens.
+    part: Part,
+    operands: &'a Operands<'a>,
+    weights: PhantomData<W>,
+}
+
+impl<W: Weights> Kernel for Product<'_, W> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { part, blocks, .. } = &self;
+        let mut totals = Totals([[[0.0; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]);
+        for first in (part.row..part.row + part.rows).step_by(*blocks) {
+            let count = (*blocks).min(part.row + part.rows - first);
+            for panel in 0..part.outputs.div_ceil(PANEL) {
+                // SAFETY: `quantized` made the pointers.
+                unsafe { self.panel::<S>(first, count, panel, &mut totals) }
+            }
+        }
+    }
+}
+
+impl<W: Weights> Product<'_, W> {
+    /// `count` row blocks with a panel: a group's weights become tiles once for all of them.
+    #[inline(always)]
+    unsafe fn panel<S: Simd>(&self, first: usize, count: usize, panel: usize, totals: &mut Totals) {
+        let per_row_tile = self.groups * 2 * TILE;
+        let output = self.part.output + panel * PANEL;
+        let width = PANEL.min(self.operands.outputs - output);
+        // SAFETY: row blocks, groups and the panel are in range; rows and outputs beyond the last are not stored.
+        unsafe {
+            let panel = self.panels.add((self.part.panel + panel) * self.panel_bytes);
+            let bias = self.operands.bias_at(output);
+            for v in (0..PANEL).step_by(S::LANES) {
+                let lanes = S::LANES.min(width.saturating_sub(v));
+                let bias = bias.map_or(S::splat(0.0), |bias| S::load_first(bias.wrapping_add(v), lanes));
+                for total in totals.0[..count].as_flattened_mut() {
+                    S::store(total.as_mut_ptr().add(v), bias);
+                }
+            }
+            let mut weights = WeightTiles([0; 2 * TILE]);
+            for group in 0..self.groups {
+                for i in 0..4 {
+                    for output in (0..PANEL).step_by(S::LANES) {
+                        let pairs = W::pairs::<S>(panel, group, i, output);
+                        for (k, pair) in pairs.into_iter().enumerate() {
+                            let at = weights.0.as_mut_ptr().add(((4 * i + k) * PANEL + output) * 2);
+                            S::store_words(at.cast(), S::pairs_to_bf16(pair));
+                        }
+                    }
+                }
+                for block in 0..count {
+                    let at = (first + block) * 2 * per_row_tile + group * 2 * TILE;
+                    let mut sums = Sums([[0.0; PANEL]; BLOCK_ROWS]);
+                    multiply(self.tiles.add(at), per_row_tile, weights.0.as_ptr(), 1, &mut sums);
+                    let totals = &mut totals.0[block];
+                    for half in 0..2 {
+                        let tile = (first + block) * 2 + half;
+                        let scales = self.scales.add((tile * self.groups + group) * 2 * ROWS);
+                        for v in (0..PANEL).step_by(S::LANES) {
+                            let scale = W::scale::<S>(panel, group, v);
+                            let min = W::min::<S>(panel, group, v);
+                            for r in 0..ROWS {
+                                let total = totals[half * ROWS + r].as_mut_ptr().add(v);
+                                let sum = S::load(sums.0[half * ROWS + r].as_ptr().add(v));
+                                let x = S::mul(scale, S::splat(*scales.add(r)));
+                                let mut sum = S::mul_add(sum, x, S::load(total));
+                                if W::HAS_MIN {
+                                    sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
+                                }
+                                S::store(total, sum);
+                            }
+                        }
+                    }
+                }
+            }
+            for (i, total) in totals.0[..count].as_flattened().iter().enumerate() {
+                let row = first * BLOCK_ROWS + i;
+                if row < self.operands.rows {
+                    let out = self.operands.out.at(row, output);
+                    for v in (0..width).step_by(S::LANES) {
+                        let lanes = S::LANES.min(width - v);
+                        S::store_first(out.add(v), S::load(total.as_ptr().add(v)), lanes);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products of row blocks with a panel.
+#[repr(align(64))]
+struct Totals([[[f32; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]);
+
+/// A group of a panel, in pairs of bf16.
+#[repr(align(64))]
+struct WeightTiles([u16; 2 * TILE]);
+
+/// # Safety
+/// The unit is available. To be followed by [`release`] on the same thread.
+unsafe fn configure() {
+    // SAFETY: the caller's condition.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) WHOLE.0.as_ptr(), options(nostack)) }
+}
+
+/// # Safety
+/// The unit is available.
+unsafe fn release() {
+    // SAFETY: the caller's condition.
+    unsafe { asm!("tilerelease", options(nomem, nostack)) }
 }
 
 /// Sums of a block of 32 tokens × 32 outputs.

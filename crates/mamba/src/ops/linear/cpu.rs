@@ -1,150 +1,51 @@
-//! The packed matrix product.
+//! The packed matrix product: which kernel multiplies.
 //!
-//! A weight [out, in] is cut into panels of 32 outputs; a panel holds, for each input, its 32 weights side by
-//! side. So a vector lane is one output, an input is broadcast to all lanes, and the same walk serves one
-//! token (each panel is read once, front to back: the speed of memory) and thousands (a block of a panel
-//! stays in the first-level cache while a register tile of tokens passes over it).
-//!
-//! Every output is summed in the same order whatever the number of tokens and threads: input by input within
-//! a block of [`BLOCK`] inputs, then block by block onto the bias. So results are equal to the bit in any
-//! batch.
+//! | weights | one to eight tokens | more |
+//! |---|---|---|
+//! | f32, f16 | [`super::float`] | the same |
+//! | bf16 | [`super::float`] | [`super::amx`] where there is a tile unit, else the same |
+//! | q8_0, q4_K | [`super::integer`] | [`super::amx`] where there is a tile unit, else the same |
 
-use super::packed::{PANEL, Packed, Panels};
+use super::packed::{Packed, Panels};
+use super::{float, integer};
 use crate::backend::{View, ViewMut};
 use crate::cpu::memory::{self, Aligned};
-use crate::cpu::simd::{Kernel, Level, Simd};
+use crate::cpu::simd::Level;
 use crate::cpu::threads::Threads;
-use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut};
+use crate::cpu::{ConstMatrix, MutMatrix};
 use crate::error::Result;
 
-/// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
-const BLOCK: usize = 256;
-/// From so many tokens on, 16-bit weights are widened once per block instead of at each use.
-const WIDEN_FROM: usize = 16;
-
-/// A weight's element type, as the inner loop reads it.
-trait Element: Copy {
-    /// The weights of two neighbouring inputs for LANES outputs from `output` on, widened. `pair` points at
-    /// the first input's weights in its panel.
-    ///
-    /// # Safety
-    /// Both inputs exist (the second may be padding).
-    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2];
-
-    /// The first of the two alone.
-    ///
-    /// # Safety
-    /// The input exists.
-    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F;
-}
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Bf16(u16);
-
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Half(u16);
-
-impl Element for f32 {
-    #[inline(always)]
-    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
-        // SAFETY: the caller's condition.
-        unsafe { [S::load(pair.add(output)), S::load(pair.add(PANEL + output))] }
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F {
-        // SAFETY: the caller's condition.
-        unsafe { S::load(pair.add(output)) }
-    }
-}
-
-impl Element for Bf16 {
-    #[inline(always)]
-    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
-        // SAFETY: the caller's condition.
-        unsafe { S::load_bf16_pairs(pair.add(2 * output).cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F {
-        // SAFETY: panels of pairs are padded, so the second input's zeros are there.
-        unsafe { Self::load_pair::<S>(pair, output)[0] }
-    }
-}
-
-impl Element for Half {
-    #[inline(always)]
-    unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
-        // SAFETY: the caller's condition.
-        unsafe { [S::load_f16(pair.add(output).cast()), S::load_f16(pair.add(PANEL + output).cast())] }
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(pair: *const Self, output: usize) -> S::F {
-        // SAFETY: the caller's condition.
-        unsafe { S::load_f16(pair.add(output).cast()) }
-    }
-}
-
-/// A product of some rows of x with some panels.
-#[derive(Clone, Copy)]
-struct Product<W> {
-    /// Row 0 of a tile of packed rows, or the only row.
-    x: *const f32,
-    /// From an input to the next: the rows of a tile, or 1.
-    x_step: usize,
-    rows: usize,
-    inputs: usize,
-    /// Inputs that a panel has room for.
-    padded_inputs: usize,
-    /// The first panel of this product.
-    panels: *const W,
-    /// Outputs from that panel on.
-    outputs: usize,
-    bias: Option<*const f32>,
-    out: *mut f32,
-    out_stride: usize,
-}
-
-/// From so many tokens on, bf16 weights are multiplied on the tile unit where there is one.
+/// From so many tokens on, weights are multiplied on the tile unit where there is one.
 #[cfg(target_arch = "x86_64")]
 const TILES_FROM: usize = 9;
 
 /// What products keep from call to call.
 #[derive(Default)]
 pub struct Scratch {
-    rows: memory::Scratch<f32>,
+    pub(super) rows: memory::Scratch<f32>,
+    pub(super) words: memory::Scratch<i32>,
     #[cfg(target_arch = "x86_64")]
-    split: memory::Scratch<u16>,
+    pub(super) split: memory::Scratch<u16>,
 }
 
-/// Activations in the order in which a register tile takes them: `[row / tile][input][row % tile]`. So one pointer
-/// walks over all of them; with rows apart, each would need its own.
-fn pack_rows<'a>(
-    threads: &mut Threads,
-    x: &Shareable<ConstMatrix>,
-    rows: usize,
-    inputs: usize,
-    tile: usize,
-    scratch: &'a mut memory::Scratch<f32>,
-) -> Result<&'a [f32]> {
-    let packed = scratch.reserve(rows.next_multiple_of(tile) * inputs)?;
-    let shared = SharedMut::new(packed);
-    threads.run(rows.div_ceil(tile), &|t| {
-        // SAFETY: each task writes its own tile; the rows are those of x.
-        unsafe {
-            let packed = shared.slice(t * tile * inputs, tile * inputs);
-            let count = tile.min(rows - t * tile);
-            for (i, packed) in packed.chunks_exact_mut(tile).enumerate() {
-                for (r, packed) in packed[..count].iter_mut().enumerate() {
-                    *packed = *x.0.at(t * tile + r, i);
-                }
-            }
-        }
-    });
-    Ok(packed)
+/// x, bias and out of a product, their sizes checked against one another.
+pub(super) struct Operands<'a> {
+    pub x: ConstMatrix,
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub bias: Option<&'a [f32]>,
+    pub out: MutMatrix,
+}
+
+// SAFETY: tasks share it to read x and to write disjoint parts of out.
+unsafe impl Sync for Operands<'_> {}
+
+impl Operands<'_> {
+    /// The bias from an output on.
+    pub fn bias_at(&self, output: usize) -> Option<*const f32> {
+        self.bias.map(|bias| bias[output..].as_ptr())
+    }
 }
 
 /// `out = x · weightᵀ + bias`: x [tokens, in], out [tokens, out].
@@ -154,6 +55,7 @@ fn pack_rows<'a>(
 pub(crate) fn linear(
     threads: &mut Threads,
     level: Level,
+    deterministic: bool,
     scratch: &mut Scratch,
     x: View<Aligned<f32>>,
     weight: &Packed,
@@ -163,270 +65,30 @@ pub(crate) fn linear(
     let (rows, inputs, outputs) = (x.rows, weight.inputs(), weight.outputs());
     assert_eq!((x.cols, out.cols, out.rows), (inputs, outputs, rows));
     assert!(bias.is_none_or(|bias| bias.len() >= outputs));
-    let out_stride = out.stride;
-    let x = ConstMatrix::new(&x, rows, inputs);
-    let out = MutMatrix::new(out, rows, outputs);
     if rows == 0 {
         return Ok(());
     }
+    let x = ConstMatrix::new(&x, rows, inputs);
+    let out = MutMatrix::new(out, rows, outputs);
+    let operands = Operands { x, rows, inputs, outputs, bias, out };
     #[cfg(target_arch = "x86_64")]
-    if let (Level::Amx, Panels::BF16(panels)) = (level, &weight.panels)
-        && rows >= TILES_FROM
-    {
-        return super::amx::linear(threads, &mut scratch.split, x, rows, inputs, panels, outputs, bias, out);
-    }
-    let (x, out) = (Shareable(x), Shareable(out));
-    let tile = level.tile_rows();
-    let packed = match rows {
-        1 => None,
-        _ => Some(pack_rows(threads, &x, rows, inputs, tile, &mut scratch.rows)?),
-    };
-    // Enough tasks that uneven threads end together, each big enough to be worth handing out.
-    let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
-    let panels = outputs.div_ceil(PANEL);
-    let group = panels.div_ceil(wanted).max(1);
-    let groups = panels.div_ceil(group);
-    let row_blocks = wanted.div_ceil(groups).min(rows.div_ceil(48)).max(1);
-    let row_block = rows.div_ceil(row_blocks).next_multiple_of(tile);
-    let row_blocks = rows.div_ceil(row_block);
-    threads.run(groups * row_blocks, &|task| {
-        let (x, out) = (&x, &out);
-        let (block, group_index) = (task / groups, task % groups);
-        let row = block * row_block;
-        let first = group_index * group;
-        let output = first * PANEL;
-        let product = Product::<()> {
-            x: match packed {
-                Some(packed) => packed[row * inputs..].as_ptr(),
-                // SAFETY: the only row of x.
-                None => unsafe { x.0.at(0, 0) },
-            },
-            x_step: if packed.is_some() { tile } else { 1 },
-            rows: row_block.min(rows - row),
-            inputs,
-            padded_inputs: weight.padded_inputs,
-            panels: std::ptr::null(),
-            outputs: (group * PANEL).min(outputs - output),
-            // SAFETY: within the bias, by the assertion above.
-            bias: bias.map(|bias| unsafe { bias.as_ptr().add(output) }),
-            // SAFETY: within out; tasks write disjoint rows or columns of it.
-            out: unsafe { out.0.at(row, output) },
-            out_stride,
-        };
-        let at = output * weight.padded_inputs;
-        // SAFETY: the level was detected; each pointer covers what the product names.
-        unsafe {
-            match &weight.panels {
-                Panels::F32(p) => level.run(product.with(p.as_ptr().add(at))),
-                Panels::BF16(p) => level.run(product.with(p.as_ptr().add(at).cast::<Bf16>())),
-                Panels::F16(p) => level.run(product.with(p.as_ptr().add(at).cast::<Half>())),
+    if level == Level::Amx && rows >= TILES_FROM {
+        match &weight.panels {
+            // The tile unit sums in another order than the kernel for few tokens does.
+            Panels::BF16(panels) if !deterministic => {
+                return super::amx::bf16(threads, scratch, &operands, panels);
             }
-        }
-    });
-    Ok(())
-}
-
-impl Product<()> {
-    fn with<W>(self, panels: *const W) -> Product<W> {
-        let Self { x, x_step, rows, inputs, padded_inputs, outputs, bias, out, out_stride, .. } = self;
-        Product { x, x_step, rows, inputs, padded_inputs, panels, outputs, bias, out, out_stride }
-    }
-}
-
-impl<W: Element> Kernel for Product<W> {
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let panels = self.outputs.div_ceil(PANEL);
-        let blocks = self.inputs.div_ceil(BLOCK);
-        // SAFETY: `linear` made the pointers; blocks and panels stay within the weight.
-        unsafe {
-            if self.rows <= S::TILE_ROWS {
-                // A panel is read once, front to back.
-                for panel in 0..panels {
-                    for block in 0..blocks {
-                        self.block::<S>(panel, block, self.panel_block(panel, block));
-                    }
-                }
-            } else if size_of::<W>() == 4 || self.rows < WIDEN_FROM {
-                // A block of x stays in the second-level cache, a block of a panel in the first.
-                for block in 0..blocks {
-                    for panel in 0..panels {
-                        self.block::<S>(panel, block, self.panel_block(panel, block));
-                    }
-                }
-            } else {
-                let mut wide = Wide([0.0; BLOCK * PANEL]);
-                for block in 0..blocks {
-                    for panel in 0..panels {
-                        let narrow = self.panel_block(panel, block);
-                        let inputs = BLOCK.min(self.inputs - block * BLOCK);
-                        for input in (0..inputs).step_by(2) {
-                            let pair = narrow.add(input * PANEL);
-                            let out = wide.0.as_mut_ptr().add(input * PANEL);
-                            for output in (0..PANEL).step_by(S::LANES) {
-                                if input + 1 < inputs {
-                                    let [first, second] = W::load_pair::<S>(pair, output);
-                                    S::store(out.add(output), first);
-                                    S::store(out.add(PANEL + output), second);
-                                } else {
-                                    S::store(out.add(output), W::load::<S>(pair, output));
-                                }
-                            }
-                        }
-                        self.block::<S>(panel, block, wide.0.as_ptr().cast::<f32>());
-                    }
-                }
-            }
+            // Here both give the same bits.
+            Panels::Q8_0(panels) => return super::amx::q8_0(threads, scratch, &operands, panels),
+            Panels::Q4K(panels) => return super::amx::q4_k(threads, scratch, &operands, panels),
+            _ => {}
         }
     }
-}
-
-/// A block of a panel, widened.
-#[repr(align(64))]
-struct Wide([f32; BLOCK * PANEL]);
-
-impl<W> Product<W> {
-    #[inline(always)]
-    unsafe fn panel_block(&self, panel: usize, block: usize) -> *const W {
-        // SAFETY: the caller names a panel and a block of this product.
-        unsafe { self.panels.add((panel * self.padded_inputs + block * BLOCK) * PANEL) }
+    match &weight.panels {
+        Panels::F32(panels) => float::f32(threads, level, scratch, &operands, panels),
+        Panels::BF16(panels) => float::bf16(threads, level, scratch, &operands, panels),
+        Panels::F16(panels) => float::f16(threads, level, scratch, &operands, panels),
+        Panels::Q8_0(panels) => integer::q8_0(threads, level, scratch, &operands, panels),
+        Panels::Q4K(panels) => integer::q4_k(threads, level, scratch, &operands, panels),
     }
-
-    /// All rows over one block of one panel.
-    #[inline(always)]
-    unsafe fn block<S: Simd>(&self, panel: usize, block: usize, weight: *const impl Element) {
-        // SAFETY: tiles of fewer rows follow where the larger no longer fit, so rows stay in range.
-        unsafe {
-            let mut row = 0;
-            while self.rows - row >= S::TILE_ROWS {
-                match S::TILE_ROWS {
-                    12 => self.tile::<S, 12>(panel, block, weight, row),
-                    6 => self.tile::<S, 6>(panel, block, weight, row),
-                    _ => self.tile::<S, 3>(panel, block, weight, row),
-                }
-                row += S::TILE_ROWS;
-            }
-            while row < self.rows {
-                let left = self.rows - row;
-                row += if left >= 8 {
-                    self.tile::<S, 8>(panel, block, weight, row);
-                    8
-                } else if left >= 4 {
-                    self.tile::<S, 4>(panel, block, weight, row);
-                    4
-                } else if left >= 2 {
-                    self.tile::<S, 2>(panel, block, weight, row);
-                    2
-                } else {
-                    self.tile::<S, 1>(panel, block, weight, row);
-                    1
-                };
-            }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const ROWS: usize>(
-        &self,
-        panel: usize,
-        block: usize,
-        weight: *const impl Element,
-        row: usize,
-    ) {
-        // SAFETY: passed on.
-        unsafe {
-            match S::TILE_VECTORS {
-                1 => self.tile_of::<S, ROWS, 1>(panel, block, weight, row),
-                _ => self.tile_of::<S, ROWS, 2>(panel, block, weight, row),
-            }
-        }
-    }
-
-    /// `ROWS` rows of x with a block of a panel, `VECTORS` vectors of outputs at a time, in registers.
-    #[inline(always)]
-    unsafe fn tile_of<S: Simd, const ROWS: usize, const VECTORS: usize>(
-        &self,
-        panel: usize,
-        block: usize,
-        weight: *const impl Element,
-        row: usize,
-    ) {
-        let inputs = BLOCK.min(self.inputs - block * BLOCK);
-        // SAFETY: `row + ROWS ≤ rows`, all in one tile, `inputs` of x and of the panel's block exist, outputs beyond the last
-        // are masked on their way out.
-        unsafe {
-            let tile = row / S::TILE_ROWS * S::TILE_ROWS;
-            let x = self.x.add(tile * self.inputs + block * BLOCK * self.x_step + row - tile);
-            for half in (0..PANEL).step_by(VECTORS * S::LANES) {
-                let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
-                for i in (0..inputs - 1).step_by(2) {
-                    let pair = weight.add(i * PANEL);
-                    if ROWS <= 4 {
-                        S::prefetch(pair.wrapping_add(24 * PANEL + half).cast());
-                        S::prefetch(pair.wrapping_add(25 * PANEL + half).cast());
-                    }
-                    let (mut first, mut second) = ([S::splat(0.0); VECTORS], [S::splat(0.0); VECTORS]);
-                    for v in 0..VECTORS {
-                        [first[v], second[v]] = load_pair::<S, _>(pair, half + v * S::LANES);
-                    }
-                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add(i * self.x_step), first);
-                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add((i + 1) * self.x_step), second);
-                }
-                if inputs % 2 == 1 {
-                    let pair = weight.add((inputs - 1) * PANEL);
-                    let mut last = [S::splat(0.0); VECTORS];
-                    for (v, last) in last.iter_mut().enumerate() {
-                        *last = load::<S, _>(pair, half + v * S::LANES);
-                    }
-                    accumulate::<S, ROWS, VECTORS>(&mut sums, x.add((inputs - 1) * self.x_step), last);
-                }
-                for (r, sums) in sums.into_iter().enumerate() {
-                    for (v, sum) in sums.into_iter().enumerate() {
-                        let output = panel * PANEL + half + v * S::LANES;
-                        if output >= self.outputs {
-                            continue;
-                        }
-                        let n = S::LANES.min(self.outputs - output);
-                        let out = self.out.add((row + r) * self.out_stride + output);
-                        let before = match (block, self.bias) {
-                            (0, Some(bias)) => S::load_first(bias.add(output), n),
-                            (0, None) => S::splat(0.0),
-                            _ => S::load_first(out, n),
-                        };
-                        S::store_first(out, S::add(before, sum), n);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// `sums[r] += x[r] · w` for one input of all rows.
-#[inline(always)]
-unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
-    sums: &mut [[S::F; VECTORS]; ROWS],
-    x: *const f32,
-    w: [S::F; VECTORS],
-) {
-    for (r, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: the caller's rows.
-        unsafe {
-            let x = S::splat(*x.add(r));
-            for (w, sum) in w.into_iter().zip(sums) {
-                *sum = S::mul_add(x, w, *sum);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn load_pair<S: Simd, W: Element>(pair: *const W, output: usize) -> [S::F; 2] {
-    // SAFETY: passed on.
-    unsafe { W::load_pair::<S>(pair, output) }
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd, W: Element>(pair: *const W, output: usize) -> S::F {
-    // SAFETY: passed on.
-    unsafe { W::load::<S>(pair, output) }
 }

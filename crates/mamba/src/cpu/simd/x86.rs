@@ -1,0 +1,411 @@
+//! AVX2 and AVX-512, with and without the dot products of VNNI.
+
+#![allow(clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+
+use super::{Kernel, Simd};
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) {
+    unsafe { kernel.run::<Avx2<false>>() }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn run_avx_vnni<K: Kernel>(kernel: K) {
+    unsafe { kernel.run::<Avx2<true>>() }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) {
+    unsafe { kernel.run::<Avx512<false>>() }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn run_avx512_vnni<K: Kernel>(kernel: K) {
+    unsafe { kernel.run::<Avx512<true>>() }
+}
+
+/// 8 lanes; `VNNI`: with AVX-VNNI.
+#[derive(Clone, Copy)]
+pub struct Avx2<const VNNI: bool>;
+
+#[inline(always)]
+unsafe fn mask8(n: usize) -> __m256i {
+    unsafe {
+        let lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), lane)
+    }
+}
+
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 6;
+    const TILE_VECTORS: usize = 2;
+    type F = __m256;
+    type I = __m256i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m256 {
+        unsafe { _mm256_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> __m256 {
+        unsafe { _mm256_maskload_ps(from, mask8(n)) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u16) -> [__m256; 2] {
+        unsafe {
+            let pairs = _mm256_loadu_si256(from.cast());
+            let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(second)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: __m256) {
+        unsafe { _mm256_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, x: __m256, n: usize) {
+        unsafe { _mm256_maskstore_ps(to, mask8(n), x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn round(x: __m256) -> __m256 {
+        unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    unsafe fn scale(x: __m256, n: __m256) -> __m256 {
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(x: __m256) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(x: __m256) -> f32 {
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(to: *mut i16, x: __m256) {
+        unsafe {
+            let words = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.cast(), _mm_packs_epi32(low, high));
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u8) -> __m256i {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut u8, x: __m256i) {
+        unsafe { _mm256_storeu_si256(to.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn low_bytes(x: __m256i) -> __m256i {
+        unsafe { _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn high_bytes(x: __m256i) -> __m256i {
+        unsafe { _mm256_srai_epi16::<8>(x) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles<const SHIFT: u32>(x: __m256i) -> __m256i {
+        unsafe {
+            let x = match SHIFT {
+                0 => x,
+                4 => _mm256_srli_epi16::<4>(x),
+                8 => _mm256_srli_epi16::<8>(x),
+                _ => _mm256_srli_epi16::<12>(x),
+            };
+            _mm256_and_si256(x, _mm256_set1_epi32(0x000f_000f))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: __m256i, w: __m256i, x: i32) -> __m256i {
+        unsafe {
+            let x = _mm256_set1_epi32(x);
+            match VNNI {
+                true => dpwssd_256(sum, w, x),
+                false => _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn pairs_to_bf16(x: __m256i) -> __m256i {
+        unsafe {
+            let low = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)));
+            let high = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(x));
+            let (low, high) = (_mm256_castps_si256(low), _mm256_castps_si256(high));
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            _mm256_or_si256(_mm256_srli_epi32::<16>(low), _mm256_and_si256(high, upper))
+        }
+    }
+}
+
+/// 16 lanes; `VNNI`: with AVX-512 VNNI.
+#[derive(Clone, Copy)]
+pub struct Avx512<const VNNI: bool>;
+
+#[inline(always)]
+fn mask16(n: usize) -> __mmask16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
+}
+
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
+    const LANES: usize = 16;
+    const TILE_ROWS: usize = 12;
+    const TILE_VECTORS: usize = 2;
+    type F = __m512;
+    type I = __m512i;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(mask16(n), from) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(from: *const u16) -> [__m512; 2] {
+        unsafe {
+            let pairs = _mm512_loadu_si512(from.cast());
+            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, x: __m512) {
+        unsafe { _mm512_storeu_ps(to, x) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, x: __m512, n: usize) {
+        unsafe { _mm512_mask_storeu_ps(to, mask16(n), x) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn round(x: __m512) -> __m512 {
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x) }
+    }
+    #[inline(always)]
+    unsafe fn scale(x: __m512, n: __m512) -> __m512 {
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
+    #[inline(always)]
+    unsafe fn sum(x: __m512) -> f32 {
+        unsafe {
+            let low = _mm512_castps512_ps256(x);
+            let high = _mm512_extractf32x8_ps::<1>(x);
+            Avx2::<false>::sum(_mm256_add_ps(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(x: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_i16(to: *mut i16, x: __m512) {
+        unsafe {
+            let words = _mm512_cvtps_epi32(x);
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn load_words(from: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_words(to: *mut u8, x: __m512i) {
+        unsafe { _mm512_storeu_si512(to.cast(), x) }
+    }
+    #[inline(always)]
+    unsafe fn low_bytes(x: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)) }
+    }
+    #[inline(always)]
+    unsafe fn high_bytes(x: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi16::<8>(x) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles<const SHIFT: u32>(x: __m512i) -> __m512i {
+        unsafe {
+            let x = match SHIFT {
+                0 => x,
+                4 => _mm512_srli_epi16::<4>(x),
+                8 => _mm512_srli_epi16::<8>(x),
+                _ => _mm512_srli_epi16::<12>(x),
+            };
+            _mm512_and_si512(x, _mm512_set1_epi32(0x000f_000f))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: __m512i, w: __m512i, x: i32) -> __m512i {
+        unsafe {
+            let x = _mm512_set1_epi32(x);
+            match VNNI {
+                true => dpwssd_512(sum, w, x),
+                false => _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)),
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn pairs_to_bf16(x: __m512i) -> __m512i {
+        unsafe {
+            let low = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(x)));
+            let high = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(x));
+            let (low, high) = (_mm512_castps_si512(low), _mm512_castps_si512(high));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            _mm512_or_si512(_mm512_srli_epi32::<16>(low), _mm512_and_si512(high, upper))
+        }
+    }
+}
+
+/// `sum + w₀ · x₀ + w₁ · x₁`, as assembly: LLVM makes two instructions of the intrinsic, to shorten chains that
+/// kernels do not have.
+#[inline]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn dpwssd_256(mut sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    unsafe {
+        asm!(
+            "{{vex}} vpdpwssd {sum}, {w}, {x}",
+            sum = inout(ymm_reg) sum,
+            w = in(ymm_reg) w,
+            x = in(ymm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
+/// `sum + w₀ · x₀ + w₁ · x₁`, as assembly: LLVM makes two instructions of the intrinsic, to shorten chains that
+/// kernels do not have.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+unsafe fn dpwssd_512(mut sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    unsafe {
+        asm!(
+            "vpdpwssd {sum}, {w}, {x}",
+            sum = inout(zmm_reg) sum,
+            w = in(zmm_reg) w,
+            x = in(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}

@@ -1,0 +1,417 @@
+//! Products with quantized weights: multiply and add of integers.
+//!
+//! Weights are sums of integers times a scale for each group of 32 inputs. Activations are made the same, of
+//! [`LEVELS`] levels on either side of zero for each 32 of a row. Then the sum over a group,
+//! `Σ q · x`, is at most 32 · 127 · 4095 < 2²⁴: exact in integers and in floats alike, whatever the order and the
+//! instruction set. Groups are added one after the other, so a product has the same bits on VNNI, AVX2 and the tile
+//! unit, alone and in any batch. 13 bits cost a relative error of some 1e-4; GGUF's kernels take activations of 8.
+//!
+//! A product of a pair of 16-bit integers with another, added to a 32-bit sum, is one instruction with VNNI and two
+//! without. As in [`super::float`] a lane is an output, and a pair of activations is broadcast to all lanes.
+
+use std::marker::PhantomData;
+
+use super::cpu::{Operands, Scratch};
+use super::packed::{PANEL, q4_k, q8_0};
+use super::tiles::{Tiled, in_parts, over_rows};
+use crate::cpu::simd::{Kernel, Level, Simd};
+use crate::cpu::threads::Threads;
+use crate::cpu::{ConstMatrix, SharedMut};
+use crate::error::Result;
+use crate::quantize::GROUP;
+
+/// The greatest integer that an activation becomes.
+const LEVELS: f32 = 4095.0;
+/// Pairs of a group.
+pub(super) const PAIRS: usize = GROUP / 2;
+/// How far ahead of its use a panel is asked for, in bytes.
+const AHEAD: usize = 3072;
+
+/// How the weights of a panel become pairs and scales.
+pub(super) trait Weights: Copy + Send + Sync {
+    /// Whether there is a minimum beside the scale.
+    const HAS_MIN: bool;
+
+    /// Bytes of a panel of so many groups.
+    fn panel_bytes(groups: usize) -> usize;
+
+    /// The scales of a group.
+    ///
+    /// # Safety
+    /// The panel has the group.
+    unsafe fn scale<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F;
+
+    /// What is subtracted for each unit of the activations' sum, negated.
+    ///
+    /// # Safety
+    /// The panel has the group.
+    unsafe fn min<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F;
+
+    /// The pairs of inputs `8 · i … 8 · i + 7` of a group.
+    ///
+    /// # Safety
+    /// The panel has the group; i < 4.
+    unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Q8_0;
+
+#[derive(Clone, Copy)]
+pub(super) struct Q4K;
+
+impl Weights for Q8_0 {
+    const HAS_MIN: bool = false;
+
+    fn panel_bytes(groups: usize) -> usize {
+        groups * q8_0::GROUP_BYTES
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe { S::load_f16(panel.add(group * q8_0::GROUP_BYTES + 2 * output).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(_: *const u8, _: usize, _: usize) -> S::F {
+        // SAFETY: no pointer is used.
+        unsafe { S::splat(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let at = panel.add(group * q8_0::GROUP_BYTES + q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
+            S::prefetch(at.wrapping_add(AHEAD));
+            S::prefetch(at.wrapping_add(AHEAD + 4 * PANEL));
+            let (first, second) = (S::load_words(at), S::load_words(at.add(4 * PANEL)));
+            [S::low_bytes(first), S::high_bytes(first), S::low_bytes(second), S::high_bytes(second)]
+        }
+    }
+}
+
+impl Weights for Q4K {
+    const HAS_MIN: bool = true;
+
+    fn panel_bytes(groups: usize) -> usize {
+        groups.div_ceil(q4_k::GROUPS) * q4_k::BLOCK_BYTES
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let (block, at) = q4_k_group(panel, group);
+            S::mul(S::load_f16(block.add(2 * output).cast()), S::load_u8(at.add(output)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn min<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let (block, at) = q4_k_group(panel, group);
+            let d_min = S::load_f16(block.add(2 * (PANEL + output)).cast());
+            S::mul(S::sub(S::splat(0.0), d_min), S::load_u8(at.add(PANEL + output)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let at = q4_k_group(panel, group).1.add(q4_k::WEIGHTS + (i * PANEL + output) * 4);
+            S::prefetch(at.wrapping_add(AHEAD));
+            let words = S::load_words(at);
+            [S::nibbles::<0>(words), S::nibbles::<4>(words), S::nibbles::<8>(words), S::nibbles::<12>(words)]
+        }
+    }
+}
+
+/// A group of a panel, and the block that it belongs to.
+#[inline(always)]
+unsafe fn q4_k_group(panel: *const u8, group: usize) -> (*const u8, *const u8) {
+    // SAFETY: the caller's condition.
+    unsafe {
+        let block = panel.add(group / q4_k::GROUPS * q4_k::BLOCK_BYTES);
+        (block, block.add(q4_k::FIRST + group % q4_k::GROUPS * q4_k::GROUP_BYTES))
+    }
+}
+
+/// q8_0 weights.
+pub(super) fn q8_0(
+    threads: &mut Threads,
+    level: Level,
+    scratch: &mut Scratch,
+    operands: &Operands,
+    panels: &[u8],
+) -> Result<()> {
+    linear::<Q8_0>(threads, level, scratch, operands, panels)
+}
+
+/// q4_K weights.
+pub(super) fn q4_k(
+    threads: &mut Threads,
+    level: Level,
+    scratch: &mut Scratch,
+    operands: &Operands,
+    panels: &[u8],
+) -> Result<()> {
+    linear::<Q4K>(threads, level, scratch, operands, panels)
+}
+
+fn linear<W: Weights>(
+    threads: &mut Threads,
+    level: Level,
+    scratch: &mut Scratch,
+    operands: &Operands,
+    panels: &[u8],
+) -> Result<()> {
+    let Operands { rows, inputs, outputs, .. } = *operands;
+    let groups = inputs.div_ceil(GROUP);
+    let panel_bytes = W::panel_bytes(groups);
+    assert_eq!(panels.len(), outputs.div_ceil(PANEL) * panel_bytes);
+    let tile = if rows == 1 { 1 } else { level.tile_rows() };
+    let tiles = rows.div_ceil(tile);
+    let words = scratch.words.reserve(tiles * tile * groups * PAIRS)?;
+    let scales = scratch.rows.reserve(tiles * tile * groups * 2)?;
+    {
+        let (words, scales) = (SharedMut::new(words), SharedMut::new(scales));
+        threads.run(tiles, &|t| {
+            // SAFETY: the level was detected; each task writes its own tile; its rows are x's.
+            unsafe {
+                let words = words.slice(t * tile * groups * PAIRS, tile * groups * PAIRS);
+                let scales = scales.slice(t * tile * groups * 2, tile * groups * 2);
+                let rows = tile.min(rows - t * tile);
+                let out = Words { words, tile };
+                level.run(Quantize { x: operands.x, first: t * tile, rows, inputs, tile, scales, out });
+            }
+        });
+    }
+    let (words, scales) = (&*words, &*scales);
+    in_parts(threads, rows, outputs, tile, 48, &|part| {
+        let row = part.row * groups;
+        // SAFETY: the level was detected; the pointers cover the part's rows, inputs and outputs; parts are disjoint.
+        unsafe {
+            level.run(Product {
+                words: words[row * PAIRS..].as_ptr(),
+                scales: scales[row * 2..].as_ptr(),
+                tile,
+                rows: part.rows,
+                groups,
+                panels: panels[part.panel * panel_bytes..].as_ptr(),
+                panel_bytes,
+                outputs: part.outputs,
+                bias: operands.bias_at(part.output),
+                out: operands.out.at(part.row, part.output),
+                out_stride: operands.out.stride(),
+                weights: PhantomData::<W>,
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Where quantized activations go.
+pub(super) trait Sink {
+    /// Those of a group of one row of the tile.
+    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP]);
+}
+
+/// `[group][pair][row]`, pairs as words.
+struct Words<'a> {
+    words: &'a mut [i32],
+    tile: usize,
+}
+
+impl Sink for Words<'_> {
+    #[inline(always)]
+    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP]) {
+        let words = &mut self.words[group * PAIRS * self.tile..][..PAIRS * self.tile];
+        for (p, word) in words.iter_mut().skip(row).step_by(self.tile).enumerate() {
+            *word = i32::from(x[2 * p + 1]) << 16 | i32::from(x[2 * p]) & 0xffff;
+        }
+    }
+}
+
+/// Makes integers of a tile of rows. `scales` is `[group][scale, sum][row]`: what a unit is worth, and the sum of the
+/// group's activations as they are now.
+pub(super) struct Quantize<'a, O> {
+    pub x: ConstMatrix,
+    pub first: usize,
+    pub rows: usize,
+    pub inputs: usize,
+    pub tile: usize,
+    pub scales: &'a mut [f32],
+    pub out: O,
+}
+
+impl<O: Sink> Kernel for Quantize<'_, O> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        // SAFETY: the rows and inputs are x's; lanes beyond the last input are masked.
+        unsafe {
+            for row in 0..self.rows {
+                for group in 0..self.inputs.div_ceil(GROUP) {
+                    let from = group * GROUP;
+                    let x = self.x.at(self.first + row, from);
+                    let left = GROUP.min(self.inputs - from);
+                    let (mut largest, mut zero) = (S::splat(0.0), S::splat(0.0));
+                    for i in (0..left).step_by(S::LANES) {
+                        let x = S::load_first(x.add(i), S::LANES.min(left - i));
+                        largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
+                        zero = S::mul_add(x, S::splat(0.0), zero);
+                    }
+                    // NaN and infinity stay what they are, through the scale: 0 · x is NaN for them.
+                    let largest = S::largest(largest);
+                    let scale = largest / LEVELS + S::sum(zero);
+                    let to_levels = S::splat(if largest < 1e-30 { 0.0 } else { LEVELS / largest });
+                    let mut integers = [0i16; GROUP];
+                    let mut sum = S::splat(0.0);
+                    for i in (0..left).step_by(S::LANES) {
+                        let x = S::load_first(x.add(i), S::LANES.min(left - i));
+                        let x = S::round(S::mul(x, to_levels));
+                        sum = S::add(sum, x);
+                        S::store_i16(integers.as_mut_ptr().add(i), x);
+                    }
+                    self.out.put(row, group, &integers);
+                    self.scales[2 * group * self.tile + row] = scale;
+                    self.scales[(2 * group + 1) * self.tile + row] = scale * S::sum(sum);
+                }
+            }
+        }
+    }
+}
+
+/// A product of some rows of integers with some panels.
+#[derive(Clone, Copy)]
+struct Product<W> {
+    /// Of the first tile of rows; see [`Words`] and [`Quantize`].
+    words: *const i32,
+    scales: *const f32,
+    /// Rows of a tile.
+    tile: usize,
+    rows: usize,
+    groups: usize,
+    panels: *const u8,
+    panel_bytes: usize,
+    outputs: usize,
+    bias: Option<*const f32>,
+    out: *mut f32,
+    out_stride: usize,
+    weights: PhantomData<W>,
+}
+
+impl<W: Weights> Kernel for Product<W> {
+    const HAS_DOT_PAIRS: bool = true;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for panel in 0..self.outputs.div_ceil(PANEL) {
+            // SAFETY: `linear` made the pointers.
+            unsafe { over_rows::<S>(self.rows, &Panel { product: &self, panel }) }
+        }
+    }
+}
+
+struct Panel<'a, W> {
+    product: &'a Product<W>,
+    panel: usize,
+}
+
+impl<W: Weights> Tiled for Panel<'_, W> {
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const ROWS: usize>(&self, row: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            match S::TILE_VECTORS {
+                1 => self.tile_of::<S, ROWS, 1>(row),
+                _ => self.tile_of::<S, ROWS, 2>(row),
+            }
+        }
+    }
+}
+
+impl<W: Weights> Panel<'_, W> {
+    /// `ROWS` rows with the panel, `VECTORS` vectors of outputs at a time.
+    #[inline(always)]
+    unsafe fn tile_of<S: Simd, const ROWS: usize, const VECTORS: usize>(&self, row: usize) {
+        let Product { tile, groups, outputs, .. } = *self.product;
+        // SAFETY: `row + ROWS ≤ rows`, all in one tile; outputs beyond the last are masked.
+        unsafe {
+            let panel = self.product.panels.add(self.panel * self.product.panel_bytes);
+            let (first, within) = (row / tile * tile, row % tile);
+            let words = self.product.words.add(first * groups * PAIRS + within);
+            let scales = self.product.scales.add(first * groups * 2 + within);
+            for half in (0..PANEL).step_by(VECTORS * S::LANES) {
+                let output = |v: usize| self.panel * PANEL + half + v * S::LANES;
+                let lanes = |v: usize| S::LANES.min(outputs.saturating_sub(output(v)));
+                let mut totals = [[S::splat(0.0); VECTORS]; ROWS];
+                if let Some(bias) = self.product.bias {
+                    for v in 0..VECTORS {
+                        let bias = S::load_first(bias.wrapping_add(output(v)), lanes(v));
+                        for totals in &mut totals {
+                            totals[v] = bias;
+                        }
+                    }
+                }
+                for group in 0..groups {
+                    let mut sums = [[S::zero(); VECTORS]; ROWS];
+                    for i in 0..4 {
+                        let words = words.add((group * PAIRS + 4 * i) * tile);
+                        let mut w = [[S::zero(); 4]; VECTORS];
+                        for (v, w) in w.iter_mut().enumerate() {
+                            *w = W::pairs::<S>(panel, group, i, half + v * S::LANES);
+                        }
+                        // Written out: as a loop the compiler would keep the pairs in memory.
+                        accumulate::<S, ROWS, VECTORS, 0>(&mut sums, words, &w);
+                        accumulate::<S, ROWS, VECTORS, 1>(&mut sums, words.add(tile), &w);
+                        accumulate::<S, ROWS, VECTORS, 2>(&mut sums, words.add(2 * tile), &w);
+                        accumulate::<S, ROWS, VECTORS, 3>(&mut sums, words.add(3 * tile), &w);
+                    }
+                    let scales = scales.add(2 * group * tile);
+                    for v in 0..VECTORS {
+                        let scale = W::scale::<S>(panel, group, half + v * S::LANES);
+                        let min = W::min::<S>(panel, group, half + v * S::LANES);
+                        for r in 0..ROWS {
+                            let sum = S::to_f32(sums[r][v]);
+                            let x = S::mul(scale, S::splat(*scales.add(r)));
+                            totals[r][v] = S::mul_add(sum, x, totals[r][v]);
+                            if W::HAS_MIN {
+                                let x = S::splat(*scales.add(tile + r));
+                                totals[r][v] = S::mul_add(min, x, totals[r][v]);
+                            }
+                        }
+                    }
+                }
+                for (r, totals) in totals.into_iter().enumerate() {
+                    for (v, total) in totals.into_iter().enumerate() {
+                        let out =
+                            self.product.out.wrapping_add((row + r) * self.product.out_stride + output(v));
+                        S::store_first(out, total, lanes(v));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `sums[r] += x[r] · w` for the K-th pair of all rows.
+#[inline(always)]
+unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize, const K: usize>(
+    sums: &mut [[S::I; VECTORS]; ROWS],
+    x: *const i32,
+    w: &[[S::I; 4]; VECTORS],
+) {
+    for (r, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller's rows.
+        unsafe {
+            let x = *x.add(r);
+            for (w, sum) in w.iter().zip(sums) {
+                *sum = S::dot_pairs(*sum, w[K], x);
+            }
+        }
+    }
+}
