@@ -16,7 +16,10 @@ for (const shape of ['130m', '370m']) {
       const output = execFileSync('target/release/examples/speed', [shape, dtype, String(threads)], {
         encoding: 'utf8',
       })
-      const [, ...rounds] = output.trim().split('\n').map((line) => JSON.parse(line))
+      const [, ...rounds] = output
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line))
       const row = { shape, dtype, threads }
       for (const name of Object.keys(rounds[0])) {
         row[name] = Number(Math.max(...rounds.map((round) => round[name])).toFixed(1))
