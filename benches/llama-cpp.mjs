@@ -1,13 +1,14 @@
 // node benches/llama-cpp.mjs --data FOLDER: our CPU path beside llama.cpp, the same random weights, machine, types and
 // threads, taking turns measurement by measurement, into benches/results/cpu-vs-llama-cpp.json, and a table of ratios
 // beside the required ones. benches/README.md tells what is measured and what FOLDER holds. Options, with defaults:
-//   --shape 130m,370m --types f32,bf16,f16,q8_0,q4_k --threads 1,2 --rounds 3 --quick
+//   --shape 130m,370m --types f32,bf16,f16,q8_0,q4_k --threads 2,1 --rounds 3 --quick
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, loadavg } from 'node:os'
 import { parseArgs } from 'node:util'
 
 import { Contestant } from './llama-cpp/contestant.mjs'
+import { quiet } from './llama-cpp/load.mjs'
 import { cache, setupNode, setupPython } from './llama-cpp/setup.mjs'
 import { flopsPerToken, required, summary, table } from './llama-cpp/table.mjs'
 
@@ -16,7 +17,7 @@ const { values: options } = parseArgs({
     data: { type: 'string', default: process.env.NODE_MAMBA_DATA },
     shape: { type: 'string', default: '130m,370m' },
     types: { type: 'string', default: 'f32,bf16,f16,q8_0,q4_k' },
-    threads: { type: 'string', default: '1,2' },
+    threads: { type: 'string', default: '2,1' },
     rounds: { type: 'string', default: '3' },
     quick: { type: 'boolean', default: false },
   },
@@ -33,6 +34,9 @@ const target = options.quick ? `${cache}/quick.json` : 'benches/results/cpu-vs-l
 const output = (command, args) => execFileSync(command, args, { encoding: 'utf8' }).trim()
 const best = (numbers) => Math.max(...numbers)
 const median = (numbers) => numbers.toSorted((a, b) => a - b)[Math.floor(numbers.length / 2)]
+/** The share of the cores that others took in the calmest round of each side, the larger of the two. */
+const calmest = ({ ours, theirs }) =>
+  Number(Math.max(Math.min(...ours), theirs.length > 0 ? Math.min(...theirs) : 0).toFixed(2))
 const figures = (numbers) => ({ best: best(numbers), median: median(numbers), rounds: numbers })
 
 // What both need.
@@ -68,7 +72,7 @@ function measurements(shape, threads) {
     { name: 'prefill512', line: 'prefill 512' },
     { name: 'decode1', line: 'decode 1 64' },
     { name: 'decode32', line: `decode 32 ${steps}` },
-    { name: 'prefill2048', line: 'prefill 2048', oursOnly: true },
+    { name: 'prefill2048', line: 'prefill 2048', oursOnly: true, rounds: 2 },
   ]
   if (texts) list.push({ name: 'embedShort', line: `embed ${texts.short}` })
   if (texts && threads > 1) list.push({ name: 'embedLong', line: `embed ${texts.long}`, rounds: 2 })
@@ -97,16 +101,16 @@ function prepare(shape) {
 }
 
 /** What the machine can do at so many threads: products in GFLOP/s, by type. */
-function gemm(threads) {
+async function gemm(threads) {
+  await quiet(30_000)
   const products = output(example('products'), [String(threads), bestLevel()])
   const ours = {}
-  for (const [, type, gflops] of products.matchAll(/^\w+ +(\w+) +\d+ x \d+ +512 +([\d.]+)/gm)) {
+  for (const [, type, gflops] of products.matchAll(/^\S+ +(\w+) +\d+ x \d+ +512 +([\d.]+)/gm)) {
     ours[type] = Math.max(ours[type] ?? 0, Number(gflops))
   }
-  return {
-    ours,
-    openblasF32: JSON.parse(output(python.interpreter, ['benches/llama-cpp/gemm.py', String(threads)])),
-  }
+  await quiet(30_000)
+  const openblas = JSON.parse(output(python.interpreter, ['benches/llama-cpp/gemm.py', String(threads)]))
+  return { ours, openblasF32: openblas }
 }
 
 function bestLevel() {
@@ -115,9 +119,15 @@ function bestLevel() {
   return flags.includes('avx2') ? 'avx2' : 'portable'
 }
 
-/** GB/s of reading so many bytes. */
-const bandwidth = (threads, bytes) =>
-  JSON.parse(output(example('bandwidth'), [String(threads), String(bytes)])).best
+/** GB/s of reading so many bytes, the better of two tries. */
+async function bandwidth(threads, bytes) {
+  const tries = []
+  for (let i = 0; i < 2; i++) {
+    await quiet(10_000)
+    tries.push(JSON.parse(output(example('bandwidth'), [String(threads), String(bytes)])).best)
+  }
+  return best(tries)
+}
 
 async function compare(shape, type, threads) {
   const withTokenizer = tokenizer ? ['--tokenizer', tokenizer] : []
@@ -136,7 +146,9 @@ async function compare(shape, type, threads) {
   ])
   record.llamaCpp.system ??= theirs.info.system
   const list = measurements(shape, threads)
-  const results = new Map(list.map(({ name }) => [name, { ours: [], theirs: [], load: loadavg()[0] }]))
+  const results = new Map(
+    list.map(({ name }) => [name, { ours: [], theirs: [], others: { ours: [], theirs: [] } }]),
+  )
   const per = (name) => (name.startsWith('embed') ? 'textsPerSecond' : 'tokensPerSecond')
   // The first use of anything (pages, contexts, threads) is not measured.
   for (const contestant of [theirs, ours]) {
@@ -148,21 +160,23 @@ async function compare(shape, type, threads) {
       if (round >= only) continue
       const result = results.get(name)
       if (!oursOnly) {
-        const answer = await theirs.ask(line)
+        const answer = await theirs.measure(line)
+        result.others.theirs.push(answer.others)
         result.theirs.push(answer[per(name)])
         result.theirTokens = answer.tokens
       }
-      const answer = await ours.ask(line)
+      const answer = await ours.measure(line)
+      result.others.ours.push(answer.others)
       result.ours.push(answer[per(name)])
       result.tokens = answer.tokens
       if (name.startsWith('embed')) result.tokensPerText = answer.tokens / 32
     }
   }
-  const readGBs = bandwidth(threads, ours.info.weightBytes)
   await Promise.all([ours.end(), theirs.end()])
+  const readGBs = await bandwidth(threads, ours.info.weightBytes)
   for (const [name, result] of results) {
     const both = result.theirs.length > 0
-    const row = { shape, type, threads, measure: name, load: Number(result.load.toFixed(2)) }
+    const row = { shape, type, threads, measure: name, others: calmest(result.others) }
     row.unit = name.startsWith('embed') ? 'texts/s' : 'tokens/s'
     if (result.tokensPerText) row.tokensPerText = result.tokensPerText
     if (both && result.tokens !== result.theirTokens) row.theirTokensPerText = result.theirTokens / 32
@@ -188,7 +202,10 @@ async function compare(shape, type, threads) {
     `${shape} ${type} ${threads} threads: ` +
       record.rows
         .slice(-list.length)
-        .map((row) => `${row.measure} ${row.ours.best.toFixed(0)}${row.ratio ? ` (${row.ratio.toFixed(2)}x)` : ''}`)
+        .map(
+          (row) =>
+            `${row.measure} ${row.ours.best.toFixed(0)}${row.ratio ? ` (${row.ratio.toFixed(2)}x)` : ''}`,
+        )
         .join(', '),
   )
 }
@@ -198,7 +215,10 @@ async function measureNode(shape) {
   for (const type of ['f32', 'q8_0'].filter((type) => types.includes(type))) {
     const threads = Math.max(...threadCounts)
     const args = [node.module, `${cache}/${shape}/${type}.gguf`, String(threads)]
-    const contestant = await Contestant.start(process.execPath, ['benches/llama-cpp/node-llama-cpp.mjs', ...args])
+    const contestant = await Contestant.start(process.execPath, [
+      'benches/llama-cpp/node-llama-cpp.mjs',
+      ...args,
+    ])
     if (!contestant) return console.log('node-llama-cpp is left out: it does not start')
     record.nodeLlamaCpp.system ??= contestant.info.system
     for (const [name, path] of [
@@ -207,7 +227,8 @@ async function measureNode(shape) {
     ]) {
       await contestant.ask(`embed ${texts.short}`)
       const answers = []
-      for (let round = 0; round < Math.min(rounds, 2); round++) answers.push(await contestant.ask(`embed ${path}`))
+      for (let round = 0; round < Math.min(rounds, 2); round++)
+        answers.push(await contestant.measure(`embed ${path}`))
       record.nodeLlamaCpp.rows.push({
         shape,
         type,
@@ -215,6 +236,7 @@ async function measureNode(shape) {
         measure: name,
         unit: 'texts/s',
         tokensPerText: answers[0].tokens / 32,
+        others: Number(best(answers.map(({ others }) => others)).toFixed(2)),
         ...figures(answers.map((answer) => answer.textsPerSecond)),
       })
     }
@@ -231,7 +253,9 @@ function save() {
 }
 
 const cpuinfo = existsSync('/proc/cpuinfo') ? readFileSync('/proc/cpuinfo', 'utf8') : ''
-const flags = (/flags\s*:\s*(.*)/.exec(cpuinfo)?.[1] ?? '').split(' ').filter((flag) => /avx|amx|fma|f16c/.test(flag))
+const flags = (/flags\s*:\s*(.*)/.exec(cpuinfo)?.[1] ?? '')
+  .split(' ')
+  .filter((flag) => /avx|amx|fma|f16c/.test(flag))
 const began = performance.now()
 const record = {
   date: new Date().toISOString(),
@@ -243,18 +267,23 @@ const record = {
   load: loadavg(),
   rustc: output('rustc', ['--version']),
   node: process.version,
-  llamaCpp: { package: python.package, libraries: python.libraries, cmake: python.cmake, compiler: python.compiler },
+  llamaCpp: {
+    package: python.package,
+    libraries: python.libraries,
+    cmake: python.cmake,
+    compiler: python.compiler,
+  },
   nodeLlamaCpp: node && { package: node.package, rows: [] },
   options: { shapes, types, threads: threadCounts, rounds },
   agreement: {},
   machine: {},
   rows: [],
 }
-for (const threads of threadCounts) record.machine[threads] = gemm(threads)
+for (const threads of threadCounts) record.machine[threads] = await gemm(threads)
 console.log(record.machine)
 for (const shape of shapes) {
   record.agreement[shape] = prepare(shape)
-  for (const type of types) for (const threads of threadCounts) await compare(shape, type, threads)
+  for (const threads of threadCounts) for (const type of types) await compare(shape, type, threads)
   if (node && texts) await measureNode(shape)
 }
 record.load = [record.load, loadavg()]

@@ -11,19 +11,18 @@ const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
 cargo('build', '--release', '-p', 'mamba', '--example', 'speed')
 const rows = []
 for (const shape of ['130m', '370m']) {
-  for (const dtype of ['f32', 'bf16', 'f16']) {
+  for (const dtype of ['f32', 'bf16', 'f16', 'q8_0', 'q4_k']) {
     for (const threads of [1, 2]) {
       const output = execFileSync('target/release/examples/speed', [shape, dtype, String(threads)], {
         encoding: 'utf8',
       })
-      const best = (pattern) => Math.max(...[...output.matchAll(pattern)].map(([, figure]) => Number(figure)))
-      const row = {
-        shape,
-        dtype,
-        threads,
-        prefill512: best(/prefill of 512: ([\d.]+)/g),
-        decode1: best(/decode of 1: ([\d.]+)/g),
-        decode32: best(/decode of 32: ([\d.]+)/g),
+      const [, ...rounds] = output
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line))
+      const row = { shape, dtype, threads }
+      for (const name of Object.keys(rounds[0])) {
+        row[name] = Number(Math.max(...rounds.map((round) => round[name])).toFixed(1))
       }
       rows.push(row)
       console.log(row)

@@ -13,7 +13,9 @@ const context = await model.createEmbeddingContext({ contextSize: 2048, threads:
 console.log(JSON.stringify({ weightBytes: model.size, system: llama.systemInfo }))
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const texts = readFileSync(line.replace(/^embed /, ''), 'utf8').trimEnd().split('\n')
+  const texts = readFileSync(line.replace(/^embed /, ''), 'utf8')
+    .trimEnd()
+    .split('\n')
   const began = performance.now()
   await Promise.all(texts.map((text) => context.getEmbeddingFor(text)))
   const seconds = (performance.now() - began) / 1000

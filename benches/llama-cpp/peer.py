@@ -22,7 +22,7 @@ MAX_TOKENS = 16384  # of one prompt, or of all texts to embed
 
 @llama.llama_log_callback
 def on_log(level, text, _):
-    if level >= 3:  # warnings and errors
+    if level == 4:  # errors
         sys.stderr.write(text.decode())
 
 
@@ -30,12 +30,21 @@ class Peer:
     def __init__(self, path, threads):
         llama.llama_log_set(on_log, None)
         llama.llama_backend_init()
-        self.model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+        self.path = path
+        self.model = self.load(llama.llama_model_default_params())
+        # Repacked weights (AMX above all) are the default and the fastest, but llama.cpp's AMX product takes a batch of
+        # sequences for a batch of weights too, and crashes: several sequences use the weights as they are stored.
+        parameters = llama.llama_model_default_params()
+        parameters.use_extra_bufts = False
+        self.plain_model = self.load(parameters)
         self.vocabulary = llama.llama_model_get_vocab(self.model)
         self.vocabulary_size = llama.llama_vocab_n_tokens(self.vocabulary)
         self.d_model = llama.llama_model_n_embd(self.model)
         self.threads = threads
         self.contexts = {}
+
+    def load(self, parameters):
+        return llama.llama_model_load_from_file(self.path.encode(), parameters)
 
     def context(self, sequences, batch, pooling=None):
         """A context for so many sequences and tokens a micro-batch, kept; and its memory emptied."""
@@ -49,7 +58,9 @@ class Peer:
             if pooling is not None:
                 parameters.embeddings = True
                 parameters.pooling_type = pooling
-            self.contexts[key] = llama.llama_init_from_model(self.model, parameters)
+            # Texts to embed are computed one by one even in one batch.
+            model = self.plain_model if sequences > 1 and pooling is None else self.model
+            self.contexts[key] = llama.llama_init_from_model(model, parameters)
         context = self.contexts[key]
         llama.llama_memory_clear(llama.llama_get_memory(context), True)
         return context

@@ -27,7 +27,8 @@ function logged(log, command, args, options) {
     ...options,
   })
   writeFileSync(`${cache}/${log}.log`, `${stdout}\n${stderr}`)
-  if (status !== 0) throw new Error(`${command} failed (${cache}/${log}.log): ${error ?? stderr.slice(-2000)}`)
+  if (status !== 0)
+    throw new Error(`${command} failed (${cache}/${log}.log): ${error ?? stderr.slice(-2000)}`)
 }
 
 /** The Python that has llama.cpp, and what was built. */

@@ -71,7 +71,7 @@ export function table({ rows, summary: bests }) {
       row.shape,
       row.type,
       row.threads,
-      row.measure,
+      row.others > 0.05 ? `${row.measure} (busy: ${Math.round(row.others * 100)} %)` : row.measure,
       number(row.ours.best, row.ours.best < 100 ? 1 : 0),
       number(row.theirs?.best, row.theirs?.best < 100 ? 1 : 0),
       passed === false ? `**${ratio}**` : ratio,
