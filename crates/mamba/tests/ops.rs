@@ -141,8 +141,8 @@ fn linear_matches_its_definition() {
                 DType::Q8_0 | DType::Q4K => {
                     // A few outputs may cancel; where there are many, activations of 13 bits cost this.
                     let error = relative_l2(&out_values, &exact);
-                    assert!(rows * outputs < 100 || error < 3e-4, "{rows} x {inputs} x {outputs}: {error}");
-                    relative_l2(&out_values, &definition(&linear::reference::in_levels(&x.all(), inputs)))
+                    assert!(rows * outputs < 100 || error < 6e-4, "{rows} x {inputs} x {outputs}: {error}");
+                    relative_l2(&out_values, &definition(&linear::reference::as_integers(&x.all(), inputs)))
                 }
             };
             assert!(error < 1e-6, "{rows} x {inputs} x {outputs} {dtype:?}: {error}");
