@@ -152,6 +152,32 @@ fn linear_matches_its_definition() {
 }
 
 #[test]
+fn what_is_no_number_stays_in_its_row() {
+    on_every_cpu(|cpu, rng| {
+        for dtype in DType::ALL {
+            let (inputs, outputs) = (100, 40);
+            let tensor = Tensor::from_memory("w", vec![outputs, inputs], rng.floats(outputs * inputs, 0.5));
+            let weight = cpu.weight(&tensor, dtype).unwrap();
+            for rows in [1, 5, 40] {
+                for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                    let mut x = rng.floats(rows * inputs, 1.0);
+                    let at = (rows / 2, rng.size(0, inputs - 1));
+                    x[at.0 * inputs + at.1] = bad;
+                    let mut out = nans(rows * outputs);
+                    let to = ViewMut::dense(&mut out, rows, outputs);
+                    cpu.linear(View::dense(&buffer(&x), rows, inputs), &weight, None, to).unwrap();
+                    for (row, out) in out.chunks(outputs).enumerate() {
+                        let finite = out.iter().filter(|x| x.is_finite()).count();
+                        // A weight of zero times infinity is NaN too.
+                        assert_eq!(finite, if row == at.0 { 0 } else { outputs }, "{dtype:?}, {rows}, {bad}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn linear_gives_a_row_the_same_bits_in_any_company() {
     on_every_cpu(|cpu, rng| {
         let cpu = &mut std::mem::replace(cpu, Cpu::new(1).unwrap()).deterministic(true);

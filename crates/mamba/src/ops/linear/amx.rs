@@ -218,7 +218,17 @@ fn quantized<W: Weights>(
                 let scales = scales.slice(tile * ROWS * groups * 2, ROWS * groups * 2);
                 let rows = ROWS.min(rows - tile * ROWS);
                 let x = operands.x;
-                Level::Amx.run(Quantize { x, first: tile * ROWS, rows, inputs, tile: ROWS, scales, out });
+                let sums = W::HAS_MIN;
+                Level::Amx.run(Quantize {
+                    sums,
+                    x,
+                    first: tile * ROWS,
+                    rows,
+                    inputs,
+                    tile: ROWS,
+                    scales,
+                    out,
+                });
             }
         });
     }

@@ -203,7 +203,16 @@ fn linear<W: Weights>(
                 let scales = scales.slice(t * tile * groups * 2, tile * groups * 2);
                 let rows = tile.min(rows - t * tile);
                 let out = Words { words, tile };
-                level.run(Quantize { x: operands.x, first: t * tile, rows, inputs, tile, scales, out });
+                level.run(Quantize {
+                    sums: W::HAS_MIN,
+                    x: operands.x,
+                    first: t * tile,
+                    rows,
+                    inputs,
+                    tile,
+                    scales,
+                    out,
+                });
             }
         });
     }
@@ -256,6 +265,8 @@ impl Sink for Words<'_> {
 /// Makes integers of a tile of rows. `scales` is `[group][unit, sum][row]`: what a unit is worth, and the sum of the
 /// group's activations as they are now.
 pub(super) struct Quantize<'a, O> {
+    /// Whether sums are wanted.
+    pub sums: bool,
     pub x: ConstMatrix,
     pub first: usize,
     pub rows: usize,
@@ -271,17 +282,18 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
         // SAFETY: the rows and inputs are x's; lanes beyond the last input are masked.
         unsafe {
             for row in 0..self.rows {
+                let mut zero = S::splat(0.0);
                 for group in 0..self.inputs.div_ceil(GROUP) {
                     let from = group * GROUP;
                     let x = self.x.at(self.first + row, from);
                     let left = GROUP.min(self.inputs - from);
-                    let (mut largest, mut zero) = (S::splat(0.0), S::splat(0.0));
+                    let mut largest = S::splat(0.0);
                     for i in (0..left).step_by(S::LANES) {
                         let x = S::load_first(x.add(i), S::LANES.min(left - i));
                         largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
                         zero = S::mul_add(x, S::splat(0.0), zero);
                     }
-                    let (unit, to_integers) = units(S::largest(largest), S::sum(zero));
+                    let (unit, to_integers) = units(S::largest(largest));
                     let to_integers = S::splat(to_integers);
                     let mut integers = [0i16; GROUP];
                     let mut sum = S::splat(0.0);
@@ -293,24 +305,30 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                     }
                     self.out.put(row, group, &integers, unit);
                     self.scales[2 * group * self.tile + row] = unit;
-                    self.scales[(2 * group + 1) * self.tile + row] = unit * S::sum(sum);
+                    if self.sums {
+                        self.scales[(2 * group + 1) * self.tile + row] = unit * S::sum(sum);
+                    }
+                }
+                // 0 · x is NaN where x is no number or infinite: then so are the row's products.
+                if S::sum(zero).is_nan() {
+                    self.out.put(row, 0, &[1; GROUP], f32::NAN);
+                    self.scales[row] = f32::NAN;
                 }
             }
         }
     }
 }
 
-/// What a unit of a group is worth, and its inverse: powers of two, so that multiplying by them is exact. `zero` is
-/// NaN where an activation is no number or infinite; so is the unit then, and every product with it.
+/// What a unit of a group is worth, and its inverse: powers of two, so that multiplying by them is exact.
 #[inline(always)]
-fn units(largest: f32, zero: f32) -> (f32, f32) {
+fn units(largest: f32) -> (f32, f32) {
     let exponent = largest.to_bits() >> 23;
     // Below 2⁻¹¹⁵ all is zero.
     if exponent < BITS || exponent == 255 {
-        return (zero, 0.0);
+        return (0.0, 0.0);
     }
     let power = |exponent: u32| f32::from_bits(exponent << 23);
-    (power(exponent + 1 - BITS) + zero, power(253 + BITS - exponent))
+    (power(exponent + 1 - BITS), power(253 + BITS - exponent))
 }
 
 /// A product of some rows of integers with some panels.
