@@ -134,7 +134,7 @@ pub(super) fn bf16(
     });
     let row_blocks = rows.div_ceil(2 * ROWS);
     let tiles = &*tiles;
-    in_parts(threads, row_blocks, outputs, 1, 2, &|part| {
+    in_parts(threads, row_blocks, outputs, 1, 2, 1, &|part| {
         let out = operands.out;
         // SAFETY: the unit is available; tiles and panels are in range by construction, outputs are masked.
         unsafe {
@@ -235,7 +235,7 @@ fn quantized<W: Weights>(
     let (tiles, scales) = (&*tiles, &*scales);
     // As many row blocks as leave their tiles in half of a second-level cache of 2 MiB.
     let blocks = ((1 << 20) / (4 * per_row_tile)).clamp(1, MAX_BLOCKS);
-    in_parts(threads, row_blocks, outputs, 1, 2, &|part| {
+    in_parts(threads, row_blocks, outputs, 1, 2, 1, &|part| {
         // SAFETY: the level is available; tiles, scales and panels are in range by construction, parts are disjoint.
         unsafe {
             configure();

@@ -19,6 +19,8 @@ use crate::error::Result;
 
 /// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
 const BLOCK: usize = 256;
+/// How far ahead of its use a stream's memory is asked for, in bytes.
+const AHEAD: usize = 2048;
 /// Bytes of x that stay in the second-level cache while all of a weight passes by.
 const RESIDENT: usize = 512 << 10;
 /// From so many tokens on, 16-bit weights are widened once per block instead of at each use.
@@ -147,6 +149,15 @@ pub(super) fn f16(
     linear(threads, level, &mut scratch.rows, operands, panels, operands.inputs)
 }
 
+/// Panels that so many rows pass over side by side: memory gives more to several streams.
+fn streams_of(rows: usize) -> usize {
+    match rows {
+        1 | 2 => 4,
+        4 => 2,
+        _ => 1,
+    }
+}
+
 /// `padded_inputs`: those that a panel has room for.
 fn linear<W: Element + Sync>(
     threads: &mut Threads,
@@ -163,7 +174,7 @@ fn linear<W: Element + Sync>(
         1 => None,
         _ => Some(pack_rows(threads, operands, tile, scratch)?),
     };
-    in_parts(threads, rows, outputs, tile, 48, &|part| {
+    in_parts(threads, rows, outputs, tile, 48, streams_of(rows), &|part| {
         // SAFETY: the level was detected; the pointers cover the part's rows, inputs and outputs; parts are disjoint.
         unsafe {
             level.run(Product {
@@ -216,7 +227,23 @@ impl<W: Element> Kernel for Product<W> {
         let blocks = self.inputs.div_ceil(BLOCK);
         // SAFETY: `linear` made the pointers; blocks and panels stay within the weight.
         unsafe {
-            if self.rows * self.inputs * 4 <= RESIDENT {
+            let streams = streams_of(self.rows);
+            if streams > 1 {
+                let mut panel = 0;
+                while panels - panel >= streams {
+                    match self.rows {
+                        1 => self.streams::<S, 1, 4>(panel),
+                        2 => self.streams::<S, 2, 4>(panel),
+                        _ => self.streams::<S, 4, 2>(panel),
+                    }
+                    panel += streams;
+                }
+                for panel in panel..panels {
+                    for block in 0..blocks {
+                        self.block::<S>(panel, block, BLOCK);
+                    }
+                }
+            } else if self.rows * self.inputs * 4 <= RESIDENT {
                 // Panels are read once, front to back.
                 for panel in 0..panels {
                     for block in 0..blocks {
@@ -284,6 +311,93 @@ impl<W: Element> Product<W> {
         }
     }
 
+    /// `ROWS` rows with `STREAMS` panels side by side.
+    #[inline(always)]
+    unsafe fn streams<S: Simd, const ROWS: usize, const STREAMS: usize>(&self, panel: usize) {
+        // SAFETY: the caller's panels; outputs beyond the last are masked.
+        unsafe {
+            match S::TILE_VECTORS {
+                1 => self.streams_of::<S, ROWS, 1, STREAMS>(panel),
+                _ => self.streams_of::<S, ROWS, 2, STREAMS>(panel),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn streams_of<S: Simd, const ROWS: usize, const VECTORS: usize, const STREAMS: usize>(
+        &self,
+        panel: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            for half in (0..PANEL).step_by(VECTORS * S::LANES) {
+                for block in 0..self.inputs.div_ceil(BLOCK) {
+                    let inputs = BLOCK.min(self.inputs - block * BLOCK);
+                    let x = self.x.add(block * BLOCK * self.x_step);
+                    let first = self.panel_block(panel, block);
+                    let stride = self.padded_inputs * PANEL;
+                    let mut sums = [[[S::splat(0.0); VECTORS]; ROWS]; STREAMS];
+                    for i in (0..inputs - 1).step_by(2) {
+                        for (s, sums) in sums.iter_mut().enumerate() {
+                            let pair = first.add(s * stride + i * PANEL);
+                            if half == 0 {
+                                prefetch::<S>(pair.cast(), 2 * PANEL * size_of::<W>());
+                            }
+                            let (mut first, mut second) =
+                                ([S::splat(0.0); VECTORS], [S::splat(0.0); VECTORS]);
+                            for v in 0..VECTORS {
+                                [first[v], second[v]] = load_pair::<S, _>(pair, half + v * S::LANES);
+                            }
+                            accumulate::<S, ROWS, VECTORS>(sums, x.add(i * self.x_step), first);
+                            accumulate::<S, ROWS, VECTORS>(sums, x.add((i + 1) * self.x_step), second);
+                        }
+                    }
+                    for (s, sums) in sums.iter_mut().enumerate() {
+                        if inputs % 2 == 1 {
+                            let pair = first.add(s * stride + (inputs - 1) * PANEL);
+                            let mut last = [S::splat(0.0); VECTORS];
+                            for (v, last) in last.iter_mut().enumerate() {
+                                *last = load::<S, _>(pair, half + v * S::LANES);
+                            }
+                            accumulate::<S, ROWS, VECTORS>(sums, x.add((inputs - 1) * self.x_step), last);
+                        }
+                        self.add::<S, ROWS, VECTORS>(0, (panel + s) * PANEL + half, block, sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds a block's sums to the outputs, or to the bias the first time.
+    #[inline(always)]
+    unsafe fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        row: usize,
+        output: usize,
+        block: usize,
+        sums: &[[S::F; VECTORS]; ROWS],
+    ) {
+        // SAFETY: the caller's rows; outputs beyond the last are masked.
+        unsafe {
+            for (r, sums) in sums.iter().enumerate() {
+                for (v, sum) in sums.iter().enumerate() {
+                    let output = output + v * S::LANES;
+                    if output >= self.outputs {
+                        continue;
+                    }
+                    let n = S::LANES.min(self.outputs - output);
+                    let out = self.out.add((row + r) * self.out_stride + output);
+                    let before = match (block, self.bias) {
+                        (0, Some(bias)) => S::load_first(bias.add(output), n),
+                        (0, None) => S::splat(0.0),
+                        _ => S::load_first(out, n),
+                    };
+                    S::store_first(out, S::add(before, *sum), n);
+                }
+            }
+        }
+    }
+
     #[inline(always)]
     unsafe fn panel_block(&self, panel: usize, block: usize) -> *const W {
         // SAFETY: the caller names a panel and a block of this product.
@@ -310,13 +424,11 @@ impl<W: Element> Product<W> {
                 let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
                 for i in (0..inputs - 1).step_by(2) {
                     let pair = weight.add(i * PANEL);
+                    let bytes = 2 * PANEL * size_of::<W>();
                     if ROWS <= 4 {
-                        // As fast as memory: a little ahead of the stream.
-                        S::prefetch(pair.wrapping_add(24 * PANEL + half).cast());
-                        S::prefetch(pair.wrapping_add(25 * PANEL + half).cast());
+                        prefetch::<S>(pair.cast(), bytes);
                     } else if row == 0 && half == 0 {
                         // The next block, while this one is used.
-                        let bytes = 2 * PANEL * size_of::<W>();
                         for line in (0..bytes).step_by(64) {
                             S::prefetch_later(next.wrapping_add(i / 2 * bytes + line));
                         }
@@ -336,24 +448,18 @@ impl<W: Element> Product<W> {
                     }
                     accumulate::<S, ROWS, VECTORS>(&mut sums, x.add((inputs - 1) * self.x_step), last);
                 }
-                for (r, sums) in sums.into_iter().enumerate() {
-                    for (v, sum) in sums.into_iter().enumerate() {
-                        let output = panel * PANEL + half + v * S::LANES;
-                        if output >= self.outputs {
-                            continue;
-                        }
-                        let n = S::LANES.min(self.outputs - output);
-                        let out = self.out.add((row + r) * self.out_stride + output);
-                        let before = match (block, self.bias) {
-                            (0, Some(bias)) => S::load_first(bias.add(output), n),
-                            (0, None) => S::splat(0.0),
-                            _ => S::load_first(out, n),
-                        };
-                        S::store_first(out, S::add(before, sum), n);
-                    }
-                }
+                self.add::<S, ROWS, VECTORS>(row, panel * PANEL + half, block, &sums);
             }
         }
+    }
+}
+
+/// Asks for what a stream reads [`AHEAD`] bytes after `at`.
+#[inline(always)]
+unsafe fn prefetch<S: Simd>(at: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a prefetch may point anywhere.
+        unsafe { S::prefetch(at.wrapping_add(AHEAD + line)) };
     }
 }
 

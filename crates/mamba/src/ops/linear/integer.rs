@@ -217,7 +217,7 @@ fn linear<W: Weights>(
         });
     }
     let (words, scales) = (&*words, &*scales);
-    in_parts(threads, rows, outputs, tile, 48, &|part| {
+    in_parts(threads, rows, outputs, tile, 48, streams_of(rows), &|part| {
         let row = part.row * groups;
         // SAFETY: the level was detected; the pointers cover the part's rows, inputs and outputs; parts are disjoint.
         unsafe {
@@ -355,15 +355,37 @@ impl<W: Weights> Kernel for Product<W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for panel in 0..self.outputs.div_ceil(PANEL) {
-            // SAFETY: `linear` made the pointers.
-            unsafe { over_rows::<S>(self.rows, &Panel { product: &self, panel }) }
+        let panels = self.outputs.div_ceil(PANEL);
+        let streams = streams_of(self.rows);
+        let mut panel = 0;
+        // SAFETY: `linear` made the pointers.
+        unsafe {
+            while streams > 1 && panels - panel >= streams {
+                match self.rows {
+                    1 => Panel { product: &self, panel }.streams::<S, 1, 4>(0),
+                    _ => Panel { product: &self, panel }.streams::<S, 2, 2>(0),
+                }
+                panel += streams;
+            }
+            for panel in panel..panels {
+                over_rows::<S>(self.rows, &Panel { product: &self, panel });
+            }
         }
+    }
+}
+
+/// Panels that so many rows pass over side by side: memory gives more to several streams.
+fn streams_of(rows: usize) -> usize {
+    match rows {
+        1 => 4,
+        2 => 2,
+        _ => 1,
     }
 }
 
 struct Panel<'a, W> {
     product: &'a Product<W>,
+    /// The first one.
     panel: usize,
 }
 
@@ -371,79 +393,119 @@ impl<W: Weights> Tiled for Panel<'_, W> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const ROWS: usize>(&self, row: usize) {
         // SAFETY: passed on.
-        unsafe {
-            match S::TILE_VECTORS {
-                1 => self.tile_of::<S, ROWS, 1>(row),
-                _ => self.tile_of::<S, ROWS, 2>(row),
-            }
-        }
+        unsafe { self.streams::<S, ROWS, 1>(row) }
     }
 }
 
 impl<W: Weights> Panel<'_, W> {
-    /// `ROWS` rows with the panel, `VECTORS` vectors of outputs at a time.
+    /// `ROWS` rows with `STREAMS` panels side by side.
     #[inline(always)]
-    unsafe fn tile_of<S: Simd, const ROWS: usize, const VECTORS: usize>(&self, row: usize) {
-        let Product { tile, groups, outputs, .. } = *self.product;
+    unsafe fn streams<S: Simd, const ROWS: usize, const STREAMS: usize>(&self, row: usize) {
+        // SAFETY: passed on.
+        unsafe {
+            match S::TILE_VECTORS {
+                1 => self.streams_of::<S, ROWS, 1, STREAMS>(row),
+                _ => self.streams_of::<S, ROWS, 2, STREAMS>(row),
+            }
+        }
+    }
+
+    /// The same, `VECTORS` vectors of outputs of each panel at a time.
+    #[inline(always)]
+    unsafe fn streams_of<S: Simd, const ROWS: usize, const VECTORS: usize, const STREAMS: usize>(
+        &self,
+        row: usize,
+    ) {
+        let Product { tile, groups, panel_bytes, .. } = *self.product;
         // SAFETY: `row + ROWS ≤ rows`, all in one tile; outputs beyond the last are masked.
         unsafe {
-            let panel = self.product.panels.add(self.panel * self.product.panel_bytes);
+            let panel = self.product.panels.add(self.panel * panel_bytes);
             let (first, within) = (row / tile * tile, row % tile);
             let words = self.product.words.add(first * groups * PAIRS + within);
             let scales = self.product.scales.add(first * groups * 2 + within);
             for half in (0..PANEL).step_by(VECTORS * S::LANES) {
-                let output = |v: usize| self.panel * PANEL + half + v * S::LANES;
-                let lanes = |v: usize| S::LANES.min(outputs.saturating_sub(output(v)));
-                let mut totals = [[S::splat(0.0); VECTORS]; ROWS];
+                let mut totals = [[[S::splat(0.0); VECTORS]; ROWS]; STREAMS];
                 if let Some(bias) = self.product.bias {
-                    for v in 0..VECTORS {
-                        let bias = S::load_first(bias.wrapping_add(output(v)), lanes(v));
-                        for totals in &mut totals {
-                            totals[v] = bias;
-                        }
-                    }
-                }
-                for group in 0..groups {
-                    if row == 0 && half == 0 {
-                        for line in (0..W::GROUP_BYTES).step_by(64) {
-                            S::prefetch(W::group(panel, group).wrapping_add(AHEAD + line));
-                        }
-                    }
-                    let mut sums = [[S::zero(); VECTORS]; ROWS];
-                    for i in 0..4 {
-                        let words = words.add((group * PAIRS + 4 * i) * tile);
-                        let mut w = [[S::zero(); 4]; VECTORS];
-                        for (v, w) in w.iter_mut().enumerate() {
-                            *w = W::pairs::<S>(panel, group, i, half + v * S::LANES);
-                        }
-                        // Written out: as a loop the compiler would keep the pairs in memory.
-                        accumulate::<S, ROWS, VECTORS, 0>(&mut sums, words, &w);
-                        accumulate::<S, ROWS, VECTORS, 1>(&mut sums, words.add(tile), &w);
-                        accumulate::<S, ROWS, VECTORS, 2>(&mut sums, words.add(2 * tile), &w);
-                        accumulate::<S, ROWS, VECTORS, 3>(&mut sums, words.add(3 * tile), &w);
-                    }
-                    let scales = scales.add(2 * group * tile);
-                    for v in 0..VECTORS {
-                        let scale = W::scale::<S>(panel, group, half + v * S::LANES);
-                        let min = W::min::<S>(panel, group, half + v * S::LANES);
-                        for r in 0..ROWS {
-                            let sum = S::mul(S::to_f32(sums[r][v]), S::splat(*scales.add(r)));
-                            totals[r][v] = S::mul_add(sum, scale, totals[r][v]);
-                            if W::HAS_MIN {
-                                let x = S::splat(*scales.add(tile + r));
-                                totals[r][v] = S::mul_add(min, x, totals[r][v]);
+                    for (s, totals) in totals.iter_mut().enumerate() {
+                        for v in 0..VECTORS {
+                            let (output, lanes) = self.lanes::<S>(s, half, v);
+                            let bias = S::load_first(bias.wrapping_add(output), lanes);
+                            for totals in &mut *totals {
+                                totals[v] = bias;
                             }
                         }
                     }
                 }
-                for (r, totals) in totals.into_iter().enumerate() {
-                    for (v, total) in totals.into_iter().enumerate() {
-                        let out =
-                            self.product.out.wrapping_add((row + r) * self.product.out_stride + output(v));
-                        S::store_first(out, total, lanes(v));
+                for group in 0..groups {
+                    for (s, totals) in totals.iter_mut().enumerate() {
+                        let panel = panel.add(s * panel_bytes);
+                        if row == 0 && half == 0 {
+                            for line in (0..W::GROUP_BYTES).step_by(64) {
+                                S::prefetch(W::group(panel, group).wrapping_add(AHEAD + line));
+                            }
+                        }
+                        let words = words.add(group * PAIRS * tile);
+                        let sums = Self::sums::<S, ROWS, VECTORS>(panel, group, half, words, tile);
+                        let scales = scales.add(2 * group * tile);
+                        for v in 0..VECTORS {
+                            let scale = W::scale::<S>(panel, group, half + v * S::LANES);
+                            let min = W::min::<S>(panel, group, half + v * S::LANES);
+                            for r in 0..ROWS {
+                                let sum = S::mul(S::to_f32(sums[r][v]), S::splat(*scales.add(r)));
+                                totals[r][v] = S::mul_add(sum, scale, totals[r][v]);
+                                if W::HAS_MIN {
+                                    let x = S::splat(*scales.add(tile + r));
+                                    totals[r][v] = S::mul_add(min, x, totals[r][v]);
+                                }
+                            }
+                        }
+                    }
+                }
+                for (s, totals) in totals.iter().enumerate() {
+                    for (r, totals) in totals.iter().enumerate() {
+                        for (v, total) in totals.iter().enumerate() {
+                            let (output, lanes) = self.lanes::<S>(s, half, v);
+                            let out = (row + r) * self.product.out_stride + output;
+                            S::store_first(self.product.out.wrapping_add(out), *total, lanes);
+                        }
                     }
                 }
             }
+        }
+    }
+
+    /// Where a vector's outputs begin, and how many of them there are.
+    #[inline(always)]
+    fn lanes<S: Simd>(&self, stream: usize, half: usize, v: usize) -> (usize, usize) {
+        let output = (self.panel + stream) * PANEL + half + v * S::LANES;
+        (output, S::LANES.min(self.product.outputs.saturating_sub(output)))
+    }
+
+    /// The sums of a group.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        panel: *const u8,
+        group: usize,
+        output: usize,
+        words: *const i32,
+        tile: usize,
+    ) -> [[S::I; VECTORS]; ROWS] {
+        // SAFETY: the caller's panel, group and rows.
+        unsafe {
+            let mut sums = [[S::zero(); VECTORS]; ROWS];
+            for i in 0..4 {
+                let words = words.add(4 * i * tile);
+                let mut w = [[S::zero(); 4]; VECTORS];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = W::pairs::<S>(panel, group, i, output + v * S::LANES);
+                }
+                // Written out: as a loop the compiler would keep the pairs in memory.
+                accumulate::<S, ROWS, VECTORS, 0>(&mut sums, words, &w);
+                accumulate::<S, ROWS, VECTORS, 1>(&mut sums, words.add(tile), &w);
+                accumulate::<S, ROWS, VECTORS, 2>(&mut sums, words.add(2 * tile), &w);
+                accumulate::<S, ROWS, VECTORS, 3>(&mut sums, words.add(3 * tile), &w);
+            }
+            sums
         }
     }
 }

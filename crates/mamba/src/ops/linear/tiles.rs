@@ -61,18 +61,21 @@ pub(super) struct Part {
 }
 
 /// Cuts a product by outputs and, where there are few, by rows (in multiples of `tile`, `least` at least): into enough
-/// parts that uneven threads end together, each big enough to be worth handing out.
+/// parts that uneven threads end together, each big enough to be worth handing out, and of a multiple of `streams`
+/// panels where there are enough.
 pub(super) fn in_parts(
     threads: &mut Threads,
     rows: usize,
     outputs: usize,
     tile: usize,
     least: usize,
+    streams: usize,
     job: &(dyn Fn(Part) + Sync),
 ) {
     let wanted = if threads.count() == 1 { 1 } else { 4 * threads.count() };
     let panels = outputs.div_ceil(PANEL);
-    let group = panels.div_ceil(wanted).max(1);
+    let streams = if panels >= streams * threads.count() { streams } else { 1 };
+    let group = panels.div_ceil(wanted).next_multiple_of(streams);
     let groups = panels.div_ceil(group);
     let row_blocks = wanted.div_ceil(groups).min(rows.div_ceil(least)).max(1);
     let row_block = rows.div_ceil(row_blocks).next_multiple_of(tile);
