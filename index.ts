@@ -1,4 +1,5 @@
 export type { Abortable } from './lib/call.js'
+export { convert, type ConvertOptions, type ConvertProgress } from './lib/convert.js'
 export { diagnose, version, type Diagnosis } from './lib/diagnose.js'
 export type { EmbeddedBatch, EmbedOptions, EmbedStreamOptions } from './lib/embed.js'
 export { MambaError, type MambaErrorCode } from './lib/errors.js'

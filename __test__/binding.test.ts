@@ -61,3 +61,19 @@ test('NODE_MAMBA_BINARY alone is tried when it is set', (t) => {
   t.is(error.causes, 1)
   t.regex(error.message, /NODE_MAMBA_BINARY is set[^]*\/nowhere\/x\.node: Cannot find module/)
 })
+
+test('the environment forces the instruction set, and diagnose() says so', (t) => {
+  const diagnosed = (cpu: string) =>
+    JSON.parse(
+      runScript(
+        `import { diagnose } from './dist/index.js'; const { simd, notes } = diagnose(); console.log(JSON.stringify({ simd, notes }))`,
+        { env: { NODE_MAMBA_CPU: cpu } },
+      ),
+    ) as { simd: string; notes: string[] }
+  const portable = diagnosed('portable')
+  t.is(portable.simd, 'portable')
+  t.regex(portable.notes[0]!, /NODE_MAMBA_CPU.*portable/)
+  const misspelt = diagnosed('avx1024')
+  t.is(misspelt.simd, diagnosed('amx').simd)
+  t.regex(misspelt.notes[0]!, /avx1024.*none of portable, avx2/)
+})

@@ -127,7 +127,7 @@ test('a tokenizer that does not fit the vocabulary, or is none, is refused', asy
 
 test('dtype is what the weights are kept in', async (t) => {
   const bytes: Record<string, number> = {}
-  for (const dtype of ['f32', 'bf16', 'f16'] as const) {
+  for (const dtype of ['f32', 'bf16', 'f16', 'q8_0', 'q4_k'] as const) {
     const model = await Mamba.load('default', { dtype })
     t.is(model.dtype, dtype)
     bytes[dtype] = model.weightBytes
@@ -136,6 +136,8 @@ test('dtype is what the weights are kept in', async (t) => {
   }
   t.true(bytes.f32! > 1.9 * bytes.bf16!)
   t.true(bytes.f32! > 1.9 * bytes.f16!)
+  t.true(bytes.bf16! > 1.8 * bytes.q8_0!) // 8.5 bits a weight, norms and A in f32
+  t.true(bytes.q8_0! > 1.6 * bytes.q4_k!)
 })
 
 test('onProgress counts up to the whole', async (t) => {

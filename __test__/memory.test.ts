@@ -40,6 +40,30 @@ const peak = `import { readFileSync } from 'node:fs'
   }
 })
 
+;(linux ? test : test.skip)(
+  'a load that quantizes takes at most 1.3 times the quantized weights',
+  async (t) => {
+    const shape = { d_model: 768, n_layer: 24, vocab_size: 50280 } // mamba-130m
+    const folder = temporaryFolder(t)
+    writeConfig(folder, shape)
+    writeSafetensors(join(folder, 'model.safetensors'), randomTensors(shape), 'BF16')
+    for (const dtype of ['q8_0', 'q4_k']) {
+      const { stdout, stderr } = await runChild(
+        `${peak}
+      await (await Mamba.load()).dispose()
+      gc()
+      const before = peak()
+      const model = await Mamba.load(${JSON.stringify(folder)}, { dtype: '${dtype}' })
+      console.log((peak() - before) / model.weightBytes)`,
+        { nodeOptions: ['--expose-gc'] },
+      )
+      t.is(stderr, '')
+      t.log(`${dtype}: ${Number(stdout).toFixed(3)}`)
+      t.true(Number(stdout) <= 1.3 && Number(stdout) >= 0.8, `${dtype}: ${stdout}`)
+    }
+  },
+)
+
 test('a dropped handle is freed by garbage collection', async (t) => {
   const { stdout, stderr } = await runChild(
     `const rss = []

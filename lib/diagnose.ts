@@ -15,8 +15,13 @@ export interface Diagnosis {
   node: string
   platform: string
   arch: string
-  /** The vector instructions that the kernels use on this processor. */
+  /**
+   * The vector instructions that the kernels use on this processor: `portable`, `avx2`, `avx_vnni`, `avx512`,
+   * `avx512_vnni` or `amx`. The environment variable `NODE_MAMBA_CPU` set to one of them allows no better ones.
+   */
   simd: string
+  /** Why they are not better ones, if there is a reason that someone might change. */
+  notes: string[]
   /** Processors that the process may use. */
   processors: number
   /** What the option `device` may be, besides `auto`. */
@@ -29,7 +34,7 @@ export interface Diagnosis {
  * @throws {@link MambaError} `BINDING_NOT_FOUND`
  */
 export function diagnose(): Diagnosis {
-  const { simd, processors, devices } = binding().diagnose()
+  const { simd, notes, processors, devices } = binding().diagnose()
   return {
     version: version(),
     binary: bindingPath(),
@@ -37,6 +42,7 @@ export function diagnose(): Diagnosis {
     platform: process.platform,
     arch: process.arch,
     simd,
+    notes,
     processors,
     devices,
   }

@@ -13,14 +13,17 @@ import { complete, Generation, type Completion, type GenerateOptions } from './g
 import { toNative, type TextOrIds } from './input.js'
 import type { NativeEvent, NativeInfo, NativeLoadProgress, NativeModel } from './native.js'
 import { Options, shown } from './options.js'
-import { restore, Session, toPath } from './session.js'
-import { resolveSource } from './source.js'
+import { restore, Session } from './session.js'
+import { resolveSource, toPath } from './source.js'
 import { Tokenizer } from './tokenizer.js'
 
 /** Where a model can run. */
 export type Device = 'cpu' | 'cuda'
-/** The type that matrices are kept in; states and sums are always f32. */
-export type DType = 'f32' | 'bf16' | 'f16'
+/**
+ * The type that matrices are kept in; states and sums are always f32. `q8_0` (8.5 bits a weight) and `q4_k` (4.5) are
+ * made at load from whatever the checkpoint holds; products with them take activations of 13 bits.
+ */
+export type DType = 'f32' | 'bf16' | 'f16' | 'q8_0' | 'q4_k'
 
 /** How a model is loaded and run. */
 export interface LoadOptions extends Abortable {

@@ -3,8 +3,8 @@ import { MambaError } from './errors.js'
 import { Generation, type GenerateOptions } from './generate.js'
 import { toNative, type TextOrIds } from './input.js'
 import type { NativeEvent, NativeModel, NativeSession } from './native.js'
-import { Options, shown } from './options.js'
-import { filePath } from './source.js'
+import { Options } from './options.js'
+import { toPath } from './source.js'
 
 /**
  * A context that goes on from call to call: a conversation, a long document. A Mamba model remembers it in a
@@ -99,13 +99,6 @@ export class Session {
   toBytes(): Uint8Array {
     return direct(() => this.#native.toBytes())
   }
-}
-
-/** A path that is text or a `file:` URL. */
-export function toPath(file: string | URL): string {
-  if (file instanceof URL) return filePath(file)
-  if (typeof file === 'string') return file
-  throw new MambaError('INVALID_ARGUMENT', `the file is ${shown(file)}, expected a path or a file: URL`)
 }
 
 /** Behind `model.restore`. */

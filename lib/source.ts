@@ -38,6 +38,13 @@ export function filePath(url: string | URL): string {
   }
 }
 
+/** A path that is text or a `file:` URL. */
+export function toPath(file: string | URL): string {
+  if (file instanceof URL) return filePath(file)
+  if (typeof file === 'string') return file
+  throw new MambaError('INVALID_ARGUMENT', `the file is ${shown(file)}, expected a path or a file: URL`)
+}
+
 function installed(name: string): string {
   try {
     return dirname(createRequire(import.meta.url).resolve(`${name}/package.json`))

@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(dead_code))]
 
 mod callback;
+mod checkpoint;
 mod convert;
 mod load;
 mod model;
@@ -30,6 +31,8 @@ pub struct NativeDiagnosis {
     pub arch: String,
     /// The vector instructions that the kernels use on this processor.
     pub simd: String,
+    /// Why it is not a better one, if there is a reason that someone might change.
+    pub notes: Vec<String>,
     /// Processors that the process may use.
     pub processors: u32,
     /// What `device` may be, besides `auto`.
@@ -43,6 +46,7 @@ pub fn diagnose() -> NativeDiagnosis {
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
         simd: mamba::cpu::simd::Level::detect().name().into(),
+        notes: mamba::cpu::simd::Level::notes(),
         processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
         devices: vec!["cpu".into()],
     }

@@ -156,7 +156,7 @@ fn embed(model: &Mamba, texts: &Path) -> Value {
 
 /// The checkpoint, and in expected.json and logits.f32 ([tokens, vocabulary]) what the model makes of 64 tokens.
 fn write(checkpoint: &Checkpoint, model: &Mamba, folder: &Path) {
-    save(checkpoint, folder, DType::F32).expect("a folder to write into");
+    save(checkpoint, folder, DType::F32, 2, &mut |_, _| Ok(())).expect("a folder to write into");
     let Input::Ids(prompt) = ids(model, 64) else { unreachable!("ids gives ids") };
     let input = || Input::Ids(prompt.clone());
     let options = GenerateOptions { max_tokens: 32, ignore_eos: true, ..GenerateOptions::default() };

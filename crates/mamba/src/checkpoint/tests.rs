@@ -21,7 +21,7 @@ fn open(folder: &Path) -> Result<Checkpoint> {
 
 fn saved(dtype: DType) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    save(&small(), folder.path(), dtype).unwrap();
+    save(&small(), folder.path(), dtype, 2, &mut |_, _| Ok(())).unwrap();
     let path = folder.path().join("model.safetensors");
     (folder, path)
 }
@@ -65,6 +65,106 @@ fn saved_checkpoints_come_back_and_keep_their_fingerprint() {
     }
     let other = Checkpoint::random(original.config().clone(), 2);
     assert_ne!(other.fingerprint().unwrap(), original.fingerprint().unwrap());
+}
+
+/// d_model 96 is no multiple of q4_K's block; 256 is.
+fn wide() -> Checkpoint {
+    let config = r#"{"d_model": 256, "n_layer": 1, "vocab_size": 40, "ssm_cfg": {"dt_rank": 12}}"#;
+    Checkpoint::random(Config::from_json(config).unwrap(), 3)
+}
+
+#[test]
+fn quantized_checkpoints_hold_the_blocks_that_a_load_would_make() {
+    let original = wide();
+    for dtype in [DType::Q8_0, DType::Q4K] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut last = (0, 0);
+        save(&original, folder.path(), dtype, 3, &mut |done, total| {
+            last = (done, total);
+            Ok(())
+        })
+        .unwrap();
+        let len = std::fs::metadata(folder.path().join("model.safetensors")).unwrap().len();
+        assert!(last.0 == last.1 && last.1 < len && len < last.1 + 4096, "{last:?} of {len}");
+        let checkpoint = open(folder.path()).unwrap();
+        assert_eq!(checkpoint.dtype(), dtype);
+        for (a, b) in original.tensors().zip(checkpoint.tensors()) {
+            assert_eq!((&a.name, &a.shape), (&b.name, &b.shape));
+            let [rows, cols] = a.shape[..] else {
+                assert_eq!(a.to_vec().unwrap(), b.to_vec().unwrap());
+                continue;
+            };
+            if a.name.ends_with("A_log") {
+                assert_eq!(a.to_vec().unwrap(), b.to_vec().unwrap());
+                continue;
+            }
+            // dt_proj's rows of 12 are no block of q4_K.
+            let format = dtype.of_width(cols).format().unwrap();
+            assert_eq!(b.stored(), Stored::Quantized(format), "{}", b.name);
+            let blocks = |tensor: &Tensor| {
+                let mut bytes = vec![0; rows * format.row_bytes(cols)];
+                tensor.read_blocks(format, 0, rows, &mut bytes).unwrap();
+                bytes
+            };
+            assert_eq!(blocks(a), blocks(b), "{}", a.name);
+            // Any part of it is the same part of the whole.
+            let whole = b.to_vec().unwrap();
+            for (start, len) in [(0, 1), (cols - 1, 3.min(cols)), (7, 2 * cols), (rows * cols - 1, 1)] {
+                let mut part = vec![f32::NAN; len];
+                b.read_f32(start, &mut part).unwrap();
+                assert_eq!(part, whole[start..start + len], "{} from {start}", b.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_save_that_is_ended_leaves_what_was_there() {
+    let (folder, path) = saved(DType::F32);
+    let before = std::fs::read(&path).unwrap();
+    let aborted = save(&small(), folder.path(), DType::Q8_0, 1, &mut |_, _| Err(Error::Aborted));
+    assert_eq!(aborted.unwrap_err().code(), "ABORTED");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn damaged_quantization() {
+    // One tensor of 2 rows of 33 weights, 68 bytes each in q8_0.
+    let file = |bytes: &str, quantization: &str| {
+        let quantization = quantization.replace('"', "\\\"");
+        let header = format!(
+            r#"{{"__metadata__":{{"quantization":"{quantization}"}},"a":{{"dtype":"U8","shape":{bytes},"data_offsets":[0,136]}}}}"#
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, raw(&header, 136)).unwrap();
+        safetensors::read(&path, false).map(|found| match &found[0] {
+            Found::Tensor(tensor) => format!("{:?} {:?}", tensor.shape, tensor.stored()),
+            Found::Unreadable { dtype, .. } => dtype.clone(),
+        })
+    };
+    let right = r#"{"a":{"format":"q8_0","shape":[2,33]}}"#;
+    assert_eq!(file("[2,68]", right).unwrap(), "[2, 33] Quantized(Q8_0)");
+    assert_eq!(file("[2,68]", "{}").unwrap(), "U8");
+    for (bytes, quantization, says) in [
+        ("[2,68]", "", "malformed"),
+        ("[2,68]", r#"{"a":{"format":"q5_1","shape":[2,33]}}"#, "`q5_1`, expected `q8_0` or `q4_k`"),
+        ("[2,68]", r#"{"a":{"format":"q8_0","shape":[2]}}"#, "malformed"),
+        (
+            "[2,68]",
+            r#"{"a":{"format":"q8_0","shape":[2,65]}}"#,
+            "[2, 68] bytes, expected [2, 102] for [2, 65]",
+        ),
+        ("[2,68]", r#"{"a":{"format":"q8_0","shape":[3,33]}}"#, "expected [3, 68]"),
+        ("[2,68]", r#"{"a":{"format":"q4_k","shape":[2,33]}}"#, "expected [2, 144]"),
+        ("[136]", right, "[136] bytes, expected [2, 68]"),
+        ("[2,68]", r#"{"a":{"format":"q8_0","shape":[2,18446744073709551615]}}"#, "expected [2, 0]"),
+    ] {
+        let error = file(bytes, quantization).unwrap_err();
+        assert_eq!(error.code(), "CHECKPOINT_INVALID");
+        assert!(error.to_string().contains(says), "{error}");
+    }
 }
 
 /// Writes tensors under other names, with other rows of padding, in shards.

@@ -28,6 +28,30 @@ pub unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     }
 }
 
+/// 2^(a · b), for |a · b| below some 10¹⁵; far below −126 it is zero or tiny. Ten instructions with AVX-512, the product
+/// included.
+///
+/// # Safety
+/// The processor must have `S`.
+#[inline(always)]
+pub unsafe fn exp2_of_product<S: Simd>(a: S::F, b: S::F) -> S::F {
+    // SAFETY: the caller's condition.
+    unsafe {
+        // a · b = n + r, |r| ≤ 1/2: adding 1.5 · 2²³ rounds to an integer; r is taken from the exact product.
+        let round = S::splat(12_582_912.0);
+        let n = S::sub(S::mul_add(a, b, round), round);
+        let r = S::mul_sub(a, b, n);
+        // 2ʳ by the polynomial whose greatest relative error is least (Remez), but for 2⁰ = 1.
+        let mut p = S::splat(1.327_647_3e-3);
+        p = S::mul_add(p, r, S::splat(9.675_541e-3));
+        p = S::mul_add(p, r, S::splat(5.550_713_3e-2));
+        p = S::mul_add(p, r, S::splat(2.402_212e-1));
+        p = S::mul_add(p, r, S::splat(6.931_469_7e-1));
+        p = S::mul_add(p, r, S::splat(1.0));
+        S::scale_any(p, n)
+    }
+}
+
 /// log(1 + eˣ) = max(x, 0) + log1p(e^−|x|), accurate where it is tiny too.
 ///
 /// # Safety
@@ -39,7 +63,7 @@ pub unsafe fn softplus<S: Simd>(x: S::F) -> S::F {
         let zero = S::splat(0.0);
         let t = exp::<S>(S::min(S::sub(zero, x), x));
         // log1p(t) = 2 artanh(s), s = t / (2 + t) ≤ 1/3: the odd series, cut where 3⁻²ᵏ is below f32.
-        let s = S::div(t, S::add(t, S::splat(2.0)));
+        let s = S::mul(t, S::reciprocal(S::add(t, S::splat(2.0))));
         let s2 = S::mul(s, s);
         let mut p = S::splat(2.0 / 15.0);
         p = S::mul_add(p, s2, S::splat(2.0 / 13.0));
@@ -60,7 +84,7 @@ pub unsafe fn softplus<S: Simd>(x: S::F) -> S::F {
 #[inline(always)]
 pub unsafe fn silu<S: Simd>(x: S::F) -> S::F {
     // SAFETY: the caller's condition.
-    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
+    unsafe { S::mul(x, S::reciprocal(S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x))))) }
 }
 
 #[cfg(test)]
@@ -71,6 +95,7 @@ mod tests {
 
     enum Function {
         Exp,
+        Exp2,
         Softplus,
         Silu,
     }
@@ -86,6 +111,7 @@ mod tests {
                     let v = S::load_first(x.as_ptr(), x.len());
                     let v = match self.0 {
                         Function::Exp => exp::<S>(v),
+                        Function::Exp2 => exp2_of_product::<S>(v, S::splat(0.5)),
                         Function::Softplus => softplus::<S>(v),
                         Function::Silu => silu::<S>(v),
                     };
@@ -117,6 +143,8 @@ mod tests {
     fn relative_errors_are_below_3e_7() {
         assert!(worst(|| Function::Exp, f64::exp, -87.0, 88.0) < 3e-7);
         assert!(worst(|| Function::Exp, f64::exp, -1.0, 1.0) < 3e-7);
+        assert!(worst(|| Function::Exp2, |x| (0.5 * x).exp2(), -250.0, 250.0) < 3e-7);
+        assert!(worst(|| Function::Exp2, |x| (0.5 * x).exp2(), -2.0, 2.0) < 3e-7);
         assert!(worst(|| Function::Softplus, reference::softplus, -80.0, 80.0) < 3e-7);
         assert!(worst(|| Function::Softplus, reference::softplus, -8.0, 2.0) < 3e-7);
         assert!(worst(|| Function::Silu, reference::silu, -80.0, 80.0) < 3e-7);
@@ -130,6 +158,10 @@ mod tests {
             // SAFETY: the level is available.
             unsafe { level.run(Apply(Function::Exp, &x, &mut y)) };
             assert!(y.iter().all(|y| y.is_finite()) && y[4] == 1.0, "{level:?}: {y:?}");
+            let x = [0.0, -300.0, -2e4, -1e9, -1e15, 0.25, -0.25];
+            // SAFETY: the level is available.
+            unsafe { level.run(Apply(Function::Exp2, &x, &mut y)) };
+            assert!(y[0] == 1.0 && y[1..5].iter().all(|y| (0.0..1.7e-38).contains(y)), "{level:?}: {y:?}");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! From a task to sequences: checks that need no computing, and tokenization on a thread of its own.
+//! From a task to sequences: checks that need no computing, and tokenization on threads of its own, beside the
+//! engine's: the first texts are computed while later ones become tokens.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,9 +17,19 @@ use crate::text::{StopMatcher, Tokenizer};
 pub(crate) struct Job {
     pub kind: Kind,
     inputs: Vec<Input>,
-    vocab_size: usize,
+    rules: Rules,
     d_model: usize,
     reply: Option<Reply>,
+}
+
+/// What token ids must be like.
+#[derive(Clone, Copy)]
+struct Rules {
+    vocab_size: usize,
+    /// How many there must be of a text.
+    least: usize,
+    /// Whether an error says which text.
+    named: bool,
 }
 
 /// What is done with the inputs.
@@ -146,13 +157,21 @@ impl Job {
             Task::Score { input } => (Kind::Score, vec![input]),
             Task::Embed { inputs, options } => (Kind::Embed { options: check_embed(options, info)? }, inputs),
         };
-        let job =
-            Self { kind, inputs, vocab_size: info.vocab_size, d_model: info.config.d_model, reply: None };
+        let rules = Rules {
+            vocab_size: info.vocab_size,
+            least: match kind {
+                Kind::Append { .. } => 0,
+                Kind::Score => 2,
+                _ => 1,
+            },
+            named: matches!(kind, Kind::Embed { .. }),
+        };
+        let job = Self { kind, inputs, rules, d_model: info.config.d_model, reply: None };
         for (i, input) in job.inputs.iter().enumerate() {
             match input {
                 Input::Text(_) if !has_tokenizer => return Err(Error::TokenizerMissing),
                 Input::Text(_) => {}
-                Input::Ids(ids) => job.check_ids(i, ids)?,
+                Input::Ids(ids) => rules.check(i, ids)?,
             }
         }
         Ok(job)
@@ -172,22 +191,19 @@ impl Job {
     pub fn needs_text(&self) -> bool {
         self.inputs.iter().any(|input| matches!(input, Input::Text(_)))
     }
+}
 
-    fn check_ids(&self, index: usize, ids: &[u32]) -> Result<()> {
+impl Rules {
+    fn check(self, index: usize, ids: &[u32]) -> Result<()> {
         let vocab_size = self.vocab_size;
         if let Some((position, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= vocab_size) {
             return Err(Error::TokenOutOfRange { id: i64::from(*id), position, vocab_size });
         }
-        let needed = match self.kind {
-            Kind::Append { .. } => 0,
-            Kind::Score => 2,
-            _ => 1,
-        };
-        if ids.len() < needed {
+        if ids.len() < self.least {
             return Err(Error::EmptyPrompt {
-                what: match self.kind {
-                    Kind::Score => format!("a score needs two, got {}", ids.len()),
-                    Kind::Embed { .. } => format!("input {index}"),
+                what: match self {
+                    Self { least: 2, .. } => format!("a score needs two, got {}", ids.len()),
+                    Self { named: true, .. } => format!("input {index}"),
                     _ => String::new(),
                 },
             });
@@ -195,12 +211,12 @@ impl Job {
         Ok(())
     }
 
-    fn ids(&self, index: usize, input: Input, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+    fn ids(self, index: usize, input: Input, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
         match (input, tokenizer) {
             (Input::Ids(ids), _) => Ok(ids), // checked on arrival
             (Input::Text(text), Some(tokenizer)) => {
                 let ids = tokenizer.encode(&text)?;
-                self.check_ids(index, &ids)?;
+                self.check(index, &ids)?;
                 Ok(ids)
             }
             (Input::Text(_), None) => Err(Error::TokenizerMissing),
@@ -208,20 +224,30 @@ impl Job {
     }
 }
 
-/// The tokenizing thread; ends when the model's handles are gone.
+/// A tokenizing thread; ends when the model's handles are gone.
 pub(crate) fn run(
     jobs: &Receiver<Job>,
     engine: &Sender<Message>,
     life: &Life,
     tokenizer: Option<&Tokenizer>,
+    threads: usize,
 ) {
     for job in jobs {
-        admit(job, engine, life, tokenizer);
+        admit(job, engine, life, tokenizer, threads);
     }
 }
 
-/// Turns a job into sequences for the engine.
-pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, life: &Life, tokenizer: Option<&Tokenizer>) {
+/// Bytes of text that are worth another thread.
+const BYTES_A_THREAD: usize = 16 << 10;
+
+/// Turns a job into sequences for the engine, on up to `threads` threads where it has many texts.
+pub(crate) fn admit(
+    mut job: Job,
+    engine: &Sender<Message>,
+    life: &Life,
+    tokenizer: Option<&Tokenizer>,
+    threads: usize,
+) {
     let Some(reply) = job.reply.take() else { return };
     // Wherever a request ends here, its session is free again before its user hears of it.
     if reply.is_cancelled() || life.is_disposed() {
@@ -231,7 +257,7 @@ pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, life: &Life, tokeniz
     }
     // Should the engine be gone, the message is dropped, and its reply says so.
     let send = |sequence| drop(engine.send(Message::Sequence(Box::new(sequence))));
-    let inputs = std::mem::take(&mut job.inputs);
+    let (inputs, rules) = (std::mem::take(&mut job.inputs), job.rules);
     if let Kind::Embed { options } = &job.kind {
         let options = options.clone();
         let dimensions = options.dimensions.unwrap_or(job.d_model);
@@ -251,22 +277,37 @@ pub(crate) fn admit(mut job: Job, engine: &Sender<Message>, life: &Life, tokeniz
             cancel,
             failed: AtomicBool::new(false),
         });
-        for (index, input) in inputs.into_iter().enumerate() {
-            if group.is_cancelled() {
-                return group.fail(Error::Aborted);
+        let bytes: usize = inputs.iter().map(Input::text_bytes).sum();
+        let helpers = threads.min(inputs.len()).min(bytes / BYTES_A_THREAD).saturating_sub(1);
+        let queue = Mutex::new(inputs.into_iter().enumerate());
+        let tokenize = || {
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((index, input)) = next else { return };
+                if group.is_cancelled() {
+                    return group.fail(Error::Aborted);
+                }
+                if life.is_disposed() {
+                    return group.fail(Error::ModelDisposed);
+                }
+                match rules.ids(index, input, tokenizer) {
+                    Ok(ids) => send(Sequence::new(ids, Work::Embed { group: group.clone(), index })),
+                    Err(error) => return group.fail(error),
+                }
             }
-            if life.is_disposed() {
-                return group.fail(Error::ModelDisposed);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..helpers {
+                // Without the help it only takes longer.
+                let helper = std::thread::Builder::new().name("mamba-text".into());
+                let _ = helper.spawn_scoped(scope, &tokenize);
             }
-            match job.ids(index, input, tokenizer) {
-                Ok(ids) => send(Sequence::new(ids, Work::Embed { group: group.clone(), index })),
-                Err(error) => return group.fail(error),
-            }
-        }
+            tokenize();
+        });
         return;
     }
     let ids = match inputs.into_iter().next() {
-        Some(input) => match job.ids(0, input, tokenizer) {
+        Some(input) => match rules.ids(0, input, tokenizer) {
             Ok(ids) => ids,
             Err(error) => {
                 drop(job);

@@ -24,12 +24,15 @@ use self::worker::{Message, Worker};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OpenOptions};
 use crate::config::Config;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, threads};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::generate::SessionSnapshot;
 use crate::model::{Model, StateSpec};
 use crate::text::Tokenizer;
+
+/// Threads of a model that only turn text into tokens.
+const MAX_TEXT_THREADS: usize = 4;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +93,7 @@ impl LoadOptions {
             true => Ok(()),
             false => Err(Error::option(option, value, &format!("1 to {max}"))),
         };
-        within("threads", self.threads.unwrap_or(1), 1024)?;
+        threads::count(self.threads)?;
         within("maxBatch", self.max_batch, 4096)?;
         within("queueLimit", self.queue_limit, 1 << 20)?;
         within("prefillChunk", self.prefill_chunk, 1 << 16)
@@ -226,10 +229,7 @@ impl Mamba {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         options.check()?;
-        let threads = match options.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism().map_or(1, usize::from),
-        };
+        let threads = threads::count(options.threads)?;
         let cpu = Cpu::new(threads)?.deterministic(options.deterministic);
         Self::with_backend(cpu, threads, checkpoint, tokenizer, options, cancel, progress)
     }
@@ -297,8 +297,12 @@ impl Mamba {
             Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
-        let (to_engine, text, alive) = (engine.clone(), tokenizer.clone(), life.clone());
-        spawn("mamba-text", move || intake::run(&jobs, &to_engine, &alive, text.as_ref()))?;
+        // More than one, so that nobody waits for another's long text; a request with many is spread over `threads`.
+        for _ in 0..threads.clamp(2, MAX_TEXT_THREADS) {
+            let (jobs, to_engine) = (jobs.clone(), engine.clone());
+            let (text, alive) = (tokenizer.clone(), life.clone());
+            spawn("mamba-text", move || intake::run(&jobs, &to_engine, &alive, text.as_ref(), threads))?;
+        }
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
         Ok(Self { shared: Arc::new(Shared { info, tokenizer, intake, engine, pending, queue_limit, life }) })
@@ -349,7 +353,7 @@ impl Mamba {
             // Should the thread be gone, the job is dropped, and its reply says so.
             drop(shared.intake.send(job));
         } else {
-            intake::admit(job, &shared.engine, &shared.life, None);
+            intake::admit(job, &shared.engine, &shared.life, None, 1);
         }
         Ok(())
     }

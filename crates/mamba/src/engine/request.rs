@@ -16,6 +16,16 @@ pub enum Input {
     Ids(Vec<u32>),
 }
 
+impl Input {
+    /// Bytes that are to be tokenized.
+    pub(crate) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Ids(_) => 0,
+        }
+    }
+}
+
 /// A flag that ends a request within one engine step. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);

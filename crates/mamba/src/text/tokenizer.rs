@@ -76,15 +76,6 @@ impl Tokenizer {
         guarded(&self.shared.origin, || Ok(self.shared.inner.encode_fast(text, true)?.get_ids().to_vec()))
     }
 
-    /// [`encode`](Self::encode) of each text, one after the other on the calling thread: the crate's own
-    /// batch would use all cores, whatever `threads` says.
-    ///
-    /// # Errors
-    /// As `encode`.
-    pub fn encode_batch<S: AsRef<str>>(&self, texts: &[S]) -> Result<Vec<Vec<u32>>> {
-        texts.iter().map(|text| self.encode(text.as_ref())).collect()
-    }
-
     /// The text of ids. Ids that the vocabulary does not have (a padded embedding has some) are left out, and
     /// special tokens too with `skip_special`. Bytes that are no UTF-8 become U+FFFD.
     ///
@@ -193,7 +184,7 @@ pub(super) mod tests {
         let text = "It was a dark and stormy night; 你好, naïve 🦀\n";
         let ids = tokenizer.encode(text).unwrap();
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
-        assert_eq!(tokenizer.encode_batch(&[text, ""]).unwrap(), [ids, vec![]]);
+        assert!(tokenizer.encode("").unwrap().is_empty());
         assert_eq!(tokenizer.token_to_id("<|endoftext|>"), Some(0));
         assert_eq!(tokenizer.id_to_token(0).as_deref(), Some("<|endoftext|>"));
         assert_eq!(tokenizer.id_to_token(8192), None);

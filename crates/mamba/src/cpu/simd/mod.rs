@@ -42,11 +42,33 @@ impl Level {
     pub fn detect() -> Self {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {
-            let wanted = std::env::var("NODE_MAMBA_CPU").ok();
-            let named = Self::ALL.into_iter().find(|level| Some(level.name()) == wanted.as_deref());
-            let limit = named.unwrap_or(Self::Amx);
+            let limit = forced().unwrap_or(Self::Amx);
             Self::available().into_iter().filter(|level| *level <= limit).max().unwrap_or(Self::Portable)
         })
+    }
+
+    /// Why [`Level::detect`] is not a better one, in words for whoever might change that.
+    #[must_use]
+    pub fn notes() -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(name) = std::env::var(FORCE).ok().filter(|_| forced().is_none()) {
+            let names = Self::ALL.map(Self::name).join(", ");
+            notes.push(format!("{FORCE} is `{name}`, which is none of {names}: it is ignored"));
+        }
+        if let Some(level) = forced().filter(|level| *level < Self::Amx) {
+            notes.push(format!("{FORCE} keeps the kernels from using more than {}", level.name()));
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            use crate::ops::linear::amx;
+            if !Self::Avx2.is_available() {
+                notes.push("this processor has no AVX2, FMA and F16C: the portable kernels are used, several times slower".into());
+            }
+            if amx::is_in_processor() && !amx::is_available() {
+                notes.push("this processor has a tile unit (AMX), but the operating system does not let this process use it".into());
+            }
+        }
+        notes
     }
 
     /// All levels that this processor has.
@@ -124,6 +146,14 @@ impl Level {
     }
 }
 
+const FORCE: &str = "NODE_MAMBA_CPU";
+
+/// What the environment asks for.
+fn forced() -> Option<Level> {
+    let name = std::env::var(FORCE).ok()?;
+    Level::ALL.into_iter().find(|level| level.name() == name)
+}
+
 /// Something to compute with any vector type. `run` and all that it calls must be `#[inline(always)]`, so
 /// that it is compiled with the instruction set switched on.
 pub trait Kernel {
@@ -174,6 +204,10 @@ pub trait Simd: Copy {
     unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
     /// a · b + c, with one rounding where the instruction set has it.
     unsafe fn mul_add(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// a · b − c, likewise.
+    unsafe fn mul_sub(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// 1 / x to within 2e-7, for |x| in 1e-37 … 1e37.
+    unsafe fn reciprocal(x: Self::F) -> Self::F;
     /// The greater; `b` where either is NaN.
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
     /// The lesser; `b` where either is NaN.
@@ -182,12 +216,19 @@ pub trait Simd: Copy {
     unsafe fn round(x: Self::F) -> Self::F;
     /// x · 2ⁿ for an integral n in −126 … 127.
     unsafe fn scale(x: Self::F, n: Self::F) -> Self::F;
+    /// x · 2ⁿ for any integral n and an x in 0.5 … 2: tiny or zero below −126, huge or infinite above 127.
+    #[inline(always)]
+    unsafe fn scale_any(x: Self::F, n: Self::F) -> Self::F {
+        unsafe { Self::scale(x, Self::max(Self::splat(-126.0), Self::min(Self::splat(127.0), n))) }
+    }
     /// The sum of all lanes, in a fixed order.
     unsafe fn sum(x: Self::F) -> f32;
     /// The greatest lane; NaN may be passed over.
     unsafe fn largest(x: Self::F) -> f32;
     /// Asks for a cache line ahead of its use.
     unsafe fn prefetch(at: *const u8);
+    /// The same, only as near as the second-level cache: for what will not be used soon.
+    unsafe fn prefetch_later(at: *const u8);
 
     /// LANES bytes, widened.
     unsafe fn load_u8(from: *const u8) -> Self::F;

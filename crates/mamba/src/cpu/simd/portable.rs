@@ -80,6 +80,14 @@ impl Simd for Portable {
         lanes!(i => a[i] * b[i] + c[i])
     }
     #[inline(always)]
+    unsafe fn mul_sub(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { Self::mul_add(a, b, lanes!(i => -c[i])) }
+    }
+    #[inline(always)]
+    unsafe fn reciprocal(x: Self::F) -> Self::F {
+        lanes!(i => 1.0 / x[i])
+    }
+    #[inline(always)]
     unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
         lanes!(i => if a[i] > b[i] { a[i] } else { b[i] })
     }
@@ -105,6 +113,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_later(_: *const u8) {}
     #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> Self::F {
         lanes!(i => f32::from(unsafe { *from.add(i) }))

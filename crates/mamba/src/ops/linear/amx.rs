@@ -13,15 +13,16 @@
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::cpu::{Operands, Scratch};
 use super::integer::{Q4K, Q8_0, Quantize, Sink, Weights};
 use super::packed::PANEL;
 use super::tiles::{Part, in_parts};
-use crate::cpu::SharedMut;
 use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
+use crate::cpu::{ConstMatrix, SharedMut};
 use crate::error::Result;
 use crate::quantize::GROUP;
 
@@ -34,26 +35,37 @@ const TILE: usize = ROWS * STEP;
 /// Rows of a block: two tiles.
 const BLOCK_ROWS: usize = 2 * ROWS;
 /// Row blocks that a panel of bf16 passes over while they are in the second-level cache.
-const BLOCKS: usize = 4;
-/// The most that a group of quantized weights passes over.
+const BLOCKS: usize = 8;
+/// The most that quantized weights pass over.
 const MAX_BLOCKS: usize = 16;
+/// Groups of quantized weights that are tiles at a time, in the first-level cache.
+const CHUNK: usize = 8;
 
 /// Whether the processor has the unit and the operating system lets this process use it (asked for once).
 pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         const TILE_STATE: u64 = 0b11 << 17;
-        // SAFETY: leaf 7 is read where it exists, xgetbv where the operating system uses xsave.
+        // SAFETY: a processor with the unit has xgetbv where the operating system uses xsave.
         unsafe {
-            let (max_leaf, features) = (__cpuid(0).eax, __cpuid(1).ecx);
-            if max_leaf < 7 || features & (1 << 27) == 0 {
-                return false;
-            }
-            let leaf = __cpuid_count(7, 0).edx;
-            let has_bf16_tiles = leaf & (1 << 22) != 0 && leaf & (1 << 24) != 0;
-            has_bf16_tiles && xcr0() & TILE_STATE == TILE_STATE && is_permitted()
+            is_in_processor()
+                && __cpuid(1).ecx & (1 << 27) != 0
+                && xcr0() & TILE_STATE == TILE_STATE
+                && is_permitted()
         }
     })
+}
+
+/// Whether the processor has the unit, whatever the operating system says.
+pub fn is_in_processor() -> bool {
+    // SAFETY: leaf 7 is read where it exists.
+    unsafe {
+        let has = |leaf: u32, bit: u32| leaf & (1 << bit) != 0;
+        __cpuid(0).eax >= 7 && {
+            let leaf = __cpuid_count(7, 0).edx;
+            has(leaf, 22) && has(leaf, 24)
+        }
+    }
 }
 
 #[target_feature(enable = "xsave")]
@@ -116,9 +128,8 @@ pub(super) fn bf16(
         // are not stored; the rows of x are in range.
         unsafe {
             let tiles = shared.slice(tile * per_row_tile, per_row_tile);
-            for r in 0..ROWS.min(rows - tile * ROWS) {
-                split_row(std::slice::from_raw_parts(operands.x.at(tile * ROWS + r, 0), inputs), tiles, r);
-            }
+            let (first, rows) = (tile * ROWS, ROWS.min(rows - tile * ROWS));
+            Level::Amx.run(Split { x: operands.x, first, rows, inputs, tiles });
         }
     });
     let row_blocks = rows.div_ceil(2 * ROWS);
@@ -128,13 +139,13 @@ pub(super) fn bf16(
         // SAFETY: the unit is available; tiles and panels are in range by construction, outputs are masked.
         unsafe {
             configure();
+            let mut room = MaybeUninit::uninit();
             for first in (part.row..part.row + part.rows).step_by(BLOCKS) {
                 for panel in part.panel..part.panel + part.outputs.div_ceil(PANEL) {
                     let weights = panels.as_ptr().add(panel * PANEL * steps * STEP);
                     for block in first..(part.row + part.rows).min(first + BLOCKS) {
                         let activations = tiles.as_ptr().add(block * 2 * per_row_tile);
-                        let mut sums = Sums([[0.0; PANEL]; 2 * ROWS]);
-                        multiply(activations, per_row_tile, weights, steps, &mut sums);
+                        let sums = multiply(activations, per_row_tile, weights, steps, &mut room);
                         let from = panel * PANEL;
                         let width = PANEL.min(outputs - from);
                         for r in 0..(2 * ROWS).min(rows - block * 2 * ROWS) {
@@ -272,12 +283,16 @@ impl<W: Weights> Kernel for Product<'_, W> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Self { part, blocks, .. } = &self;
-        let mut totals = Totals([[[0.0; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]);
+        let mut room = Room {
+            totals: Totals([[[0.0; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]),
+            weights: WeightTiles([[0; 2 * TILE]; CHUNK]),
+            sums: [const { MaybeUninit::uninit() }; 2],
+        };
         for first in (part.row..part.row + part.rows).step_by(*blocks) {
             let count = (*blocks).min(part.row + part.rows - first);
             for panel in 0..part.outputs.div_ceil(PANEL) {
                 // SAFETY: `quantized` made the pointers.
-                unsafe { self.panel::<S>(first, count, panel, &mut totals) }
+                unsafe { self.panel::<S>(first, count, panel, &mut room) }
             }
         }
     }
@@ -286,7 +301,8 @@ impl<W: Weights> Kernel for Product<'_, W> {
 impl<W: Weights> Product<'_, W> {
     /// `count` row blocks with a panel: a group's weights become tiles once for all of them.
     #[inline(always)]
-    unsafe fn panel<S: Simd>(&self, first: usize, count: usize, panel: usize, totals: &mut Totals) {
+    unsafe fn panel<S: Simd>(&self, first: usize, count: usize, panel: usize, room: &mut Room) {
+        let Room { totals, weights, sums } = room;
         let per_row_tile = self.groups * 2 * TILE;
         let output = self.part.output + panel * PANEL;
         let width = PANEL.min(self.operands.outputs - output);
@@ -301,39 +317,23 @@ impl<W: Weights> Product<'_, W> {
                     S::store(total.as_mut_ptr().add(v), bias);
                 }
             }
-            let mut weights = WeightTiles([0; 2 * TILE]);
-            for group in 0..self.groups {
-                for i in 0..4 {
-                    for output in (0..PANEL).step_by(S::LANES) {
-                        let pairs = W::pairs::<S>(panel, group, i, output);
-                        for (k, pair) in pairs.into_iter().enumerate() {
-                            let at = weights.0.as_mut_ptr().add(((4 * i + k) * PANEL + output) * 2);
-                            S::store_words(at.cast(), S::pairs_to_bf16(pair));
-                        }
-                    }
+            for chunk in (0..self.groups).step_by(CHUNK) {
+                let groups = CHUNK.min(self.groups - chunk);
+                for (group, weights) in weights.0[..groups].iter_mut().enumerate() {
+                    widen::<S, W>(panel, chunk + group, weights);
                 }
-                for block in 0..count {
-                    let at = (first + block) * 2 * per_row_tile + group * 2 * TILE;
-                    let mut sums = Sums([[0.0; PANEL]; BLOCK_ROWS]);
-                    multiply(self.tiles.add(at), per_row_tile, weights.0.as_ptr(), 1, &mut sums);
-                    let totals = &mut totals.0[block];
-                    for half in 0..2 {
-                        let tile = (first + block) * 2 + half;
-                        let scales = self.scales.add((tile * self.groups + group) * 2 * ROWS);
-                        for v in (0..PANEL).step_by(S::LANES) {
-                            let scale = W::scale::<S>(panel, group, v);
-                            let min = W::min::<S>(panel, group, v);
-                            for r in 0..ROWS {
-                                let total = totals[half * ROWS + r].as_mut_ptr().add(v);
-                                let sum = S::load(sums.0[half * ROWS + r].as_ptr().add(v));
-                                let x = S::mul(scale, S::splat(*scales.add(r)));
-                                let mut sum = S::mul_add(sum, x, S::load(total));
-                                if W::HAS_MIN {
-                                    sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
-                                }
-                                S::store(total, sum);
-                            }
-                        }
+                // The tile unit is given a product before the sums of the last one are used.
+                for i in 0..=count * groups {
+                    if i < count * groups {
+                        let (block, group) = (i / groups, i % groups);
+                        let at = (first + block) * 2 * per_row_tile + (chunk + group) * 2 * TILE;
+                        let weights = weights.0[group].as_ptr();
+                        multiply(self.tiles.add(at), per_row_tile, weights, 1, &mut sums[i % 2]);
+                    }
+                    if let Some(i) = i.checked_sub(1) {
+                        let (block, group) = (i / groups, chunk + i % groups);
+                        let sums = sums[i % 2].assume_init_ref();
+                        self.add::<S>(panel, first + block, group, sums, &mut totals.0[block]);
                     }
                 }
             }
@@ -349,15 +349,77 @@ impl<W: Weights> Product<'_, W> {
             }
         }
     }
+
+    /// Adds a group's sums of a row block, times their scales, to the totals.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(
+        &self,
+        panel: *const u8,
+        block: usize,
+        group: usize,
+        sums: &Sums,
+        totals: &mut [[f32; PANEL]; BLOCK_ROWS],
+    ) {
+        // SAFETY: the caller's panel, block and group.
+        unsafe {
+            for half in 0..2 {
+                let scales = self.scales.add(((2 * block + half) * self.groups + group) * 2 * ROWS);
+                for v in (0..PANEL).step_by(S::LANES) {
+                    let scale = W::scale::<S>(panel, group, v);
+                    let min = W::min::<S>(panel, group, v);
+                    for r in 0..ROWS {
+                        let total = totals[half * ROWS + r].as_mut_ptr().add(v);
+                        let sum = S::load(sums.0[half * ROWS + r].as_ptr().add(v));
+                        let x = S::mul(scale, S::splat(*scales.add(r)));
+                        let mut sum = S::mul_add(sum, x, S::load(total));
+                        if W::HAS_MIN {
+                            sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
+                        }
+                        S::store(total, sum);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A group of a panel as the two tiles of a step; asks for the one a chunk further on.
+///
+/// # Safety
+/// The panel has the group.
+#[inline(always)]
+unsafe fn widen<S: Simd, W: Weights>(panel: *const u8, group: usize, tiles: &mut [u16; 2 * TILE]) {
+    // SAFETY: the caller's condition.
+    unsafe {
+        for line in (0..W::GROUP_BYTES).step_by(64) {
+            S::prefetch_later(W::group(panel, group).wrapping_add(CHUNK * W::GROUP_BYTES + line));
+        }
+        for i in 0..4 {
+            for output in (0..PANEL).step_by(S::LANES) {
+                let pairs = W::pairs::<S>(panel, group, i, output);
+                for (k, pair) in pairs.into_iter().enumerate() {
+                    let at = tiles.as_mut_ptr().add(((4 * i + k) * PANEL + output) * 2);
+                    S::store_words(at.cast(), S::pairs_to_bf16(pair));
+                }
+            }
+        }
+    }
+}
+
+/// What a part works in.
+struct Room {
+    totals: Totals,
+    weights: WeightTiles,
+    sums: [MaybeUninit<Sums>; 2],
 }
 
 /// Products of row blocks with a panel.
 #[repr(align(64))]
 struct Totals([[[f32; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]);
 
-/// A group of a panel, in pairs of bf16.
+/// Groups of a panel, in pairs of bf16.
 #[repr(align(64))]
-struct WeightTiles([u16; 2 * TILE]);
+struct WeightTiles([[u16; 2 * TILE]; CHUNK]);
 
 /// # Safety
 /// The unit is available. To be followed by [`release`] on the same thread.
@@ -377,7 +439,28 @@ unsafe fn release() {
 #[repr(align(64))]
 struct Sums([[f32; PANEL]; 2 * ROWS]);
 
+/// Splits the rows of a tile.
+struct Split<'a> {
+    x: ConstMatrix,
+    first: usize,
+    rows: usize,
+    inputs: usize,
+    tiles: &'a mut [u16],
+}
+
+impl Kernel for Split<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for r in 0..self.rows {
+            // SAFETY: the rows are x's.
+            let x = unsafe { std::slice::from_raw_parts(self.x.at(self.first + r, 0), self.inputs) };
+            split_row(x, self.tiles, r);
+        }
+    }
+}
+
 /// Splits a row into row `r` of its tiles.
+#[inline(always)]
 fn split_row(x: &[f32], tiles: &mut [u16], r: usize) {
     for (step, x) in x.chunks(STEP).enumerate() {
         let (high, low) = tiles[step * 2 * TILE..][..2 * TILE].split_at_mut(TILE);
@@ -410,6 +493,8 @@ fn round_to_bf16(x: f32) -> u32 {
     }
 }
 
+/// Sums over `steps` steps, in `room`.
+///
 /// # Safety
 /// The unit is available and configured; `activations` are two row tiles, `per_row_tile` bf16 apart, of
 /// `steps` steps, `weights` a panel of as many.
@@ -418,8 +503,8 @@ unsafe fn multiply(
     per_row_tile: usize,
     weights: *const u16,
     steps: usize,
-    sums: &mut Sums,
-) {
+    room: &mut MaybeUninit<Sums>,
+) -> &Sums {
     // SAFETY: the caller's conditions. Tile registers are not used by compiled code.
     unsafe {
         asm!(
@@ -455,11 +540,13 @@ unsafe fn multiply(
             a = inout(reg) activations => _,
             b = inout(reg) activations.add(per_row_tile) => _,
             steps = inout(reg) steps => _,
-            sums = in(reg) sums.0.as_mut_ptr(),
+            sums = in(reg) room.as_mut_ptr(),
             pair = in(reg) 128usize,
             row = in(reg) 64usize,
             options(nostack),
         );
+        // All of it was stored.
+        room.assume_init_ref()
     }
 }
 

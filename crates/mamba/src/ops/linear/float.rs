@@ -7,6 +7,8 @@
 //! Every output is summed in the same order whatever the number of tokens and threads: input by input within a
 //! block of [`BLOCK`] inputs, then block by block onto the bias. So results are equal to the bit in any batch.
 
+use std::mem::MaybeUninit;
+
 use super::cpu::{Operands, Scratch};
 use super::packed::PANEL;
 use super::tiles::{Tiled, in_parts, over_rows};
@@ -17,6 +19,8 @@ use crate::error::Result;
 
 /// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
 const BLOCK: usize = 256;
+/// Bytes of x that stay in the second-level cache while all of a weight passes by.
+const RESIDENT: usize = 512 << 10;
 /// From so many tokens on, 16-bit weights are widened once per block instead of at each use.
 const WIDEN_FROM: usize = 16;
 
@@ -212,40 +216,18 @@ impl<W: Element> Kernel for Product<W> {
         let blocks = self.inputs.div_ceil(BLOCK);
         // SAFETY: `linear` made the pointers; blocks and panels stay within the weight.
         unsafe {
-            if self.rows <= S::TILE_ROWS {
-                // A panel is read once, front to back.
+            if self.rows * self.inputs * 4 <= RESIDENT {
+                // Panels are read once, front to back.
                 for panel in 0..panels {
                     for block in 0..blocks {
-                        self.block::<S>(panel, block, self.panel_block(panel, block));
-                    }
-                }
-            } else if size_of::<W>() == 4 || self.rows < WIDEN_FROM {
-                // A block of x stays in the second-level cache, a block of a panel in the first.
-                for block in 0..blocks {
-                    for panel in 0..panels {
-                        self.block::<S>(panel, block, self.panel_block(panel, block));
+                        self.block::<S>(panel, block, BLOCK);
                     }
                 }
             } else {
-                let mut wide = Wide([0.0; BLOCK * PANEL]);
+                // A block of x stays in the second-level cache.
                 for block in 0..blocks {
                     for panel in 0..panels {
-                        let narrow = self.panel_block(panel, block);
-                        let inputs = BLOCK.min(self.inputs - block * BLOCK);
-                        for input in (0..inputs).step_by(2) {
-                            let pair = narrow.add(input * PANEL);
-                            let out = wide.0.as_mut_ptr().add(input * PANEL);
-                            for output in (0..PANEL).step_by(S::LANES) {
-                                if input + 1 < inputs {
-                                    let [first, second] = W::load_pair::<S>(pair, output);
-                                    S::store(out.add(output), first);
-                                    S::store(out.add(PANEL + output), second);
-                                } else {
-                                    S::store(out.add(output), W::load::<S>(pair, output));
-                                }
-                            }
-                        }
-                        self.block::<S>(panel, block, wide.0.as_ptr().cast::<f32>());
+                        self.block::<S>(panel, block, self.padded_inputs);
                     }
                 }
             }
@@ -257,18 +239,55 @@ impl<W: Element> Kernel for Product<W> {
 #[repr(align(64))]
 struct Wide([f32; BLOCK * PANEL]);
 
-impl<W> Product<W> {
+impl<W: Element> Product<W> {
+    /// All rows over one block of one panel; the next block to be used is `next` inputs further.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(&self, panel: usize, block: usize, next: usize) {
+        // SAFETY: the caller names a panel and a block of this product.
+        unsafe {
+            let weight = self.panel_block(panel, block);
+            let next = weight.wrapping_add(next * PANEL).cast();
+            if size_of::<W>() == 4 || self.rows < WIDEN_FROM {
+                over_rows::<S>(self.rows, &Block { product: self, panel, block, weight, next });
+            } else {
+                let mut wide = MaybeUninit::<Wide>::uninit();
+                let weight = self.widen::<S>(weight, BLOCK.min(self.inputs - block * BLOCK), &mut wide);
+                over_rows::<S>(self.rows, &Block { product: self, panel, block, weight, next });
+            }
+        }
+    }
+
+    /// A block of `inputs`, as f32.
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(
+        &self,
+        narrow: *const W,
+        inputs: usize,
+        wide: &mut MaybeUninit<Wide>,
+    ) -> *const f32 {
+        // SAFETY: the caller's block, and room for it.
+        unsafe {
+            let wide = (&raw mut (*wide.as_mut_ptr()).0).cast::<f32>();
+            for input in (0..inputs).step_by(2) {
+                let (pair, out) = (narrow.add(input * PANEL), wide.add(input * PANEL));
+                for output in (0..PANEL).step_by(S::LANES) {
+                    if input + 1 < inputs {
+                        let [first, second] = W::load_pair::<S>(pair, output);
+                        S::store(out.add(output), first);
+                        S::store(out.add(PANEL + output), second);
+                    } else {
+                        S::store(out.add(output), W::load::<S>(pair, output));
+                    }
+                }
+            }
+            wide
+        }
+    }
+
     #[inline(always)]
     unsafe fn panel_block(&self, panel: usize, block: usize) -> *const W {
         // SAFETY: the caller names a panel and a block of this product.
         unsafe { self.panels.add((panel * self.padded_inputs + block * BLOCK) * PANEL) }
-    }
-
-    /// All rows over one block of one panel.
-    #[inline(always)]
-    unsafe fn block<S: Simd>(&self, panel: usize, block: usize, weight: *const impl Element) {
-        // SAFETY: passed on.
-        unsafe { over_rows::<S>(self.rows, &Block { product: self, panel, block, weight }) }
     }
 
     /// `ROWS` rows of x with a block of a panel, `VECTORS` vectors of outputs at a time, in registers.
@@ -278,6 +297,7 @@ impl<W> Product<W> {
         panel: usize,
         block: usize,
         weight: *const impl Element,
+        next: *const u8,
         row: usize,
     ) {
         let inputs = BLOCK.min(self.inputs - block * BLOCK);
@@ -291,8 +311,15 @@ impl<W> Product<W> {
                 for i in (0..inputs - 1).step_by(2) {
                     let pair = weight.add(i * PANEL);
                     if ROWS <= 4 {
+                        // As fast as memory: a little ahead of the stream.
                         S::prefetch(pair.wrapping_add(24 * PANEL + half).cast());
                         S::prefetch(pair.wrapping_add(25 * PANEL + half).cast());
+                    } else if row == 0 && half == 0 {
+                        // The next block, while this one is used.
+                        let bytes = 2 * PANEL * size_of::<W>();
+                        for line in (0..bytes).step_by(64) {
+                            S::prefetch_later(next.wrapping_add(i / 2 * bytes + line));
+                        }
                     }
                     let (mut first, mut second) = ([S::splat(0.0); VECTORS], [S::splat(0.0); VECTORS]);
                     for v in 0..VECTORS {
@@ -336,17 +363,18 @@ struct Block<'a, P, W> {
     panel: usize,
     block: usize,
     weight: *const W,
+    next: *const u8,
 }
 
-impl<P, W: Element> Tiled for Block<'_, P, W> {
+impl<P: Element, W: Element> Tiled for Block<'_, P, W> {
     #[inline(always)]
     unsafe fn tile<S: Simd, const ROWS: usize>(&self, row: usize) {
-        let Self { product, panel, block, weight } = *self;
+        let Self { product, panel, block, weight, next } = *self;
         // SAFETY: passed on.
         unsafe {
             match S::TILE_VECTORS {
-                1 => product.tile_of::<S, ROWS, 1>(panel, block, weight, row),
-                _ => product.tile_of::<S, ROWS, 2>(panel, block, weight, row),
+                1 => product.tile_of::<S, ROWS, 1>(panel, block, weight, next, row),
+                _ => product.tile_of::<S, ROWS, 2>(panel, block, weight, next, row),
             }
         }
     }

@@ -32,8 +32,17 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// Whether there is a minimum beside the scale.
     const HAS_MIN: bool;
 
+    /// Bytes of a group's scales and weights.
+    const GROUP_BYTES: usize;
+
     /// Bytes of a panel of so many groups.
     fn panel_bytes(groups: usize) -> usize;
+
+    /// Where a group begins.
+    ///
+    /// # Safety
+    /// The panel has the group.
+    unsafe fn group(panel: *const u8, group: usize) -> *const u8;
 
     /// The scales of a group.
     ///
@@ -62,15 +71,22 @@ pub(super) struct Q4K;
 
 impl Weights for Q8_0 {
     const HAS_MIN: bool = false;
+    const GROUP_BYTES: usize = q8_0::GROUP_BYTES;
 
     fn panel_bytes(groups: usize) -> usize {
         groups * q8_0::GROUP_BYTES
     }
 
     #[inline(always)]
+    unsafe fn group(panel: *const u8, group: usize) -> *const u8 {
+        // SAFETY: the caller's condition.
+        unsafe { panel.add(group * q8_0::GROUP_BYTES) }
+    }
+
+    #[inline(always)]
     unsafe fn scale<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F {
         // SAFETY: the caller's condition.
-        unsafe { S::load_f16(panel.add(group * q8_0::GROUP_BYTES + 2 * output).cast()) }
+        unsafe { S::load_f16(Self::group(panel, group).add(2 * output).cast()) }
     }
 
     #[inline(always)]
@@ -83,9 +99,7 @@ impl Weights for Q8_0 {
     unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
         // SAFETY: the caller's condition.
         unsafe {
-            let at = panel.add(group * q8_0::GROUP_BYTES + q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
-            S::prefetch(at.wrapping_add(AHEAD));
-            S::prefetch(at.wrapping_add(AHEAD + 4 * PANEL));
+            let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
             let (first, second) = (S::load_words(at), S::load_words(at.add(4 * PANEL)));
             [S::low_bytes(first), S::high_bytes(first), S::low_bytes(second), S::high_bytes(second)]
         }
@@ -94,17 +108,24 @@ impl Weights for Q8_0 {
 
 impl Weights for Q4K {
     const HAS_MIN: bool = true;
+    const GROUP_BYTES: usize = q4_k::GROUP_BYTES;
 
     fn panel_bytes(groups: usize) -> usize {
         groups.div_ceil(q4_k::GROUPS) * q4_k::BLOCK_BYTES
     }
 
     #[inline(always)]
+    unsafe fn group(panel: *const u8, group: usize) -> *const u8 {
+        // SAFETY: the caller's condition.
+        unsafe { q4_k_block(panel, group).add(q4_k::FIRST + group % q4_k::GROUPS * q4_k::GROUP_BYTES) }
+    }
+
+    #[inline(always)]
     unsafe fn scale<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F {
         // SAFETY: the caller's condition.
         unsafe {
-            let (block, at) = q4_k_group(panel, group);
-            S::mul(S::load_f16(block.add(2 * output).cast()), S::load_u8(at.add(output)))
+            let d = S::load_f16(q4_k_block(panel, group).add(2 * output).cast());
+            S::mul(d, S::load_u8(Self::group(panel, group).add(output)))
         }
     }
 
@@ -112,9 +133,9 @@ impl Weights for Q4K {
     unsafe fn min<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F {
         // SAFETY: the caller's condition.
         unsafe {
-            let (block, at) = q4_k_group(panel, group);
-            let d_min = S::load_f16(block.add(2 * (PANEL + output)).cast());
-            S::mul(S::sub(S::splat(0.0), d_min), S::load_u8(at.add(PANEL + output)))
+            let d_min = S::load_f16(q4_k_block(panel, group).add(2 * (PANEL + output)).cast());
+            let min = S::load_u8(Self::group(panel, group).add(PANEL + output));
+            S::mul(S::sub(S::splat(0.0), d_min), min)
         }
     }
 
@@ -122,22 +143,18 @@ impl Weights for Q4K {
     unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
         // SAFETY: the caller's condition.
         unsafe {
-            let at = q4_k_group(panel, group).1.add(q4_k::WEIGHTS + (i * PANEL + output) * 4);
-            S::prefetch(at.wrapping_add(AHEAD));
+            let at = Self::group(panel, group).add(q4_k::WEIGHTS + (i * PANEL + output) * 4);
             let words = S::load_words(at);
             [S::nibbles::<0>(words), S::nibbles::<4>(words), S::nibbles::<8>(words), S::nibbles::<12>(words)]
         }
     }
 }
 
-/// A group of a panel, and the block that it belongs to.
+/// The block that a group belongs to.
 #[inline(always)]
-unsafe fn q4_k_group(panel: *const u8, group: usize) -> (*const u8, *const u8) {
+unsafe fn q4_k_block(panel: *const u8, group: usize) -> *const u8 {
     // SAFETY: the caller's condition.
-    unsafe {
-        let block = panel.add(group / q4_k::GROUPS * q4_k::BLOCK_BYTES);
-        (block, block.add(q4_k::FIRST + group % q4_k::GROUPS * q4_k::GROUP_BYTES))
-    }
+    unsafe { panel.add(group / q4_k::GROUPS * q4_k::BLOCK_BYTES) }
 }
 
 /// q8_0 weights.
@@ -358,6 +375,11 @@ impl<W: Weights> Panel<'_, W> {
                     }
                 }
                 for group in 0..groups {
+                    if row == 0 && half == 0 {
+                        for line in (0..W::GROUP_BYTES).step_by(64) {
+                            S::prefetch(W::group(panel, group).wrapping_add(AHEAD + line));
+                        }
+                    }
                     let mut sums = [[S::zero(); VECTORS]; ROWS];
                     for i in 0..4 {
                         let words = words.add((group * PAIRS + 4 * i) * tile);

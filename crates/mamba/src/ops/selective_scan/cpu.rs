@@ -116,12 +116,9 @@ impl Kernel for Scan {
                 let end = self.end.min(begin + STEPS);
                 for channel in (self.from..self.to).step_by(S::LANES) {
                     let lanes = S::LANES.min(self.to - channel);
-                    if self.d_state == 16 {
-                        let mut h = [S::splat(0.0); 16];
-                        self.steps::<S>(&mut h, channel, lanes, begin, end);
-                    } else {
-                        let mut h = [S::splat(0.0); 256];
-                        self.steps::<S>(&mut h[..self.d_state], channel, lanes, begin, end);
+                    match self.d_state {
+                        16 => self.steps::<S, Sixteen<S>>(channel, lanes, begin, end),
+                        _ => self.steps::<S, Many<S>>(channel, lanes, begin, end),
                     }
                 }
             }
@@ -129,15 +126,129 @@ impl Kernel for Scan {
     }
 }
 
+/// The states of a vector of channels, and what they decay by.
+trait States<S: Simd> {
+    /// Loads `n` of them: `h` and `a` point at the first, `stride` from one to the next.
+    unsafe fn load(h: *const f32, a: *const f32, n: usize, stride: usize, lanes: usize) -> Self;
+
+    /// h ← exp(delta · a) · h + delta_u · b; returns y + Σ c · h.
+    unsafe fn step(&mut self, delta: S::F, delta_u: S::F, b: *const f32, c: *const f32, y: S::F) -> S::F;
+
+    /// Stores the states.
+    unsafe fn store(&self, h: *mut f32, stride: usize, lanes: usize);
+}
+
+/// One state and its a · log₂ e.
+#[derive(Clone, Copy)]
+struct State<S: Simd> {
+    h: S::F,
+    a: S::F,
+}
+
+impl<S: Simd> State<S> {
+    #[inline(always)]
+    unsafe fn load(h: *const f32, a: *const f32, lanes: usize) -> Self {
+        // SAFETY: the caller's pointers.
+        unsafe {
+            let log2_e = S::splat(std::f32::consts::LOG2_E);
+            Self { h: S::load_first(h, lanes), a: S::mul(S::load_first(a, lanes), log2_e) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, delta: S::F, delta_u: S::F, b: *const f32, c: *const f32, y: S::F) -> S::F {
+        // SAFETY: the caller's pointers.
+        unsafe {
+            let decay = math::exp2_of_product::<S>(delta, self.a);
+            self.h = S::mul_add(decay, self.h, S::mul(delta_u, S::splat(*b)));
+            S::mul_add(self.h, S::splat(*c), y)
+        }
+    }
+}
+
+/// d_state 16, every use written out: so they stay in registers.
+struct Sixteen<S: Simd>([State<S>; 16]);
+
+macro_rules! sixteen {
+    ($n:ident => $e:expr) => {
+        sixteen!($n, $e, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
+    };
+    ($n:ident, $e:expr, $($i:literal),*) => {
+        [$({ const $n: usize = $i; $e }),*]
+    };
+}
+
+impl<S: Simd> States<S> for Sixteen<S> {
+    #[inline(always)]
+    unsafe fn load(h: *const f32, a: *const f32, _: usize, stride: usize, lanes: usize) -> Self {
+        // SAFETY: the caller's pointers.
+        unsafe { Self(sixteen!(N => State::load(h.add(N * stride), a.add(N * stride), lanes))) }
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, delta: S::F, delta_u: S::F, b: *const f32, c: *const f32, y: S::F) -> S::F {
+        let mut y = y;
+        // SAFETY: the caller's pointers.
+        unsafe {
+            sixteen!(N => y = self.0[N].step(delta, delta_u, b.add(N), c.add(N), y));
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, h: *mut f32, stride: usize, lanes: usize) {
+        // SAFETY: the caller's pointers.
+        unsafe {
+            sixteen!(N => S::store_first(h.add(N * stride), self.0[N].h, lanes));
+        }
+    }
+}
+
+/// Any other d_state, up to 256.
+struct Many<S: Simd> {
+    states: [State<S>; 256],
+    n: usize,
+}
+
+impl<S: Simd> States<S> for Many<S> {
+    #[inline(always)]
+    unsafe fn load(h: *const f32, a: *const f32, n: usize, stride: usize, lanes: usize) -> Self {
+        // SAFETY: the caller's pointers.
+        unsafe {
+            let mut states = [State { h: S::splat(0.0), a: S::splat(0.0) }; 256];
+            for (i, state) in states[..n].iter_mut().enumerate() {
+                *state = State::load(h.add(i * stride), a.add(i * stride), lanes);
+            }
+            Self { states, n }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(&mut self, delta: S::F, delta_u: S::F, b: *const f32, c: *const f32, y: S::F) -> S::F {
+        let mut y = y;
+        for (n, state) in self.states[..self.n].iter_mut().enumerate() {
+            // SAFETY: the caller's pointers.
+            y = unsafe { state.step(delta, delta_u, b.add(n), c.add(n), y) };
+        }
+        y
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, h: *mut f32, stride: usize, lanes: usize) {
+        for (n, state) in self.states[..self.n].iter().enumerate() {
+            // SAFETY: the caller's pointers.
+            unsafe { S::store_first(h.add(n * stride), state.h, lanes) };
+        }
+    }
+}
+
 impl Scan {
     #[inline(always)]
-    unsafe fn steps<S: Simd>(&self, h: &mut [S::F], channel: usize, lanes: usize, begin: usize, end: usize) {
+    unsafe fn steps<S: Simd, H: States<S>>(&self, channel: usize, lanes: usize, begin: usize, end: usize) {
         // SAFETY: the caller's ranges.
         unsafe {
-            let state = |n: usize| n * self.d_inner + channel;
-            for (n, h) in h.iter_mut().enumerate() {
-                *h = S::load_first(self.h.add(state(n)), lanes);
-            }
+            let (h, a) = (self.h.add(channel), self.a.add(channel));
+            let mut states = H::load(h, a, self.d_state, self.d_inner, lanes);
             let bias = self.delta_bias.map(|bias| S::load_first(bias.add(channel), lanes));
             let skip = self.d.map_or(S::splat(0.0), |d| S::load_first(d.add(channel), lanes));
             for t in begin..end {
@@ -146,23 +257,14 @@ impl Scan {
                 if let Some(bias) = bias {
                     delta = math::softplus::<S>(S::add(delta, bias));
                 }
-                let delta_u = S::mul(delta, u);
                 let (b, c) = (self.b.at(t, 0), self.c.at(t, 0));
-                let mut y = S::mul(skip, u);
-                for (n, h) in h.iter_mut().enumerate() {
-                    let a = S::load_first(self.a.add(state(n)), lanes);
-                    let decay = math::exp::<S>(S::mul(delta, a));
-                    *h = S::mul_add(decay, *h, S::mul(delta_u, S::splat(*b.add(n))));
-                    y = S::mul_add(*h, S::splat(*c.add(n)), y);
-                }
+                let mut y = states.step(delta, S::mul(delta, u), b, c, S::mul(skip, u));
                 if let Some(z) = self.z {
                     y = S::mul(y, math::silu::<S>(S::load_first(z.at(t, channel), lanes)));
                 }
                 S::store_first(self.out.at(t, channel), y, lanes);
             }
-            for (n, h) in h.iter().enumerate() {
-                S::store_first(self.h.add(state(n)), *h, lanes);
-            }
+            states.store(h, self.d_inner, lanes);
         }
     }
 }
