@@ -191,8 +191,8 @@ pub(super) fn q4_k(
     quantized::<Q4K>(threads, scratch, operands, panels)
 }
 
-/// As [`super::integer`], and with its bits: weights and both parts of an activation are integers that bf16 holds,
-/// every partial sum of a group is one that f32 holds.
+/// As [`super::integer`], and with its bits: bf16 holds weights (without their scales) and both parts of an activation,
+/// f32 every partial sum of a group.
 fn quantized<W: Weights>(
     threads: &mut Threads,
     scratch: &mut Scratch,
@@ -218,7 +218,17 @@ fn quantized<W: Weights>(
                 let scales = scales.slice(tile * ROWS * groups * 2, ROWS * groups * 2);
                 let rows = ROWS.min(rows - tile * ROWS);
                 let x = operands.x;
-                Level::Amx.run(Quantize { x, first: tile * ROWS, rows, inputs, tile: ROWS, scales, out });
+                let sums = W::HAS_MIN;
+                Level::Amx.run(Quantize {
+                    sums,
+                    x,
+                    first: tile * ROWS,
+                    rows,
+                    inputs,
+                    tile: ROWS,
+                    scales,
+                    out,
+                });
             }
         });
     }
@@ -246,27 +256,32 @@ fn quantized<W: Weights>(
     Ok(())
 }
 
-/// Activations that are integers, as the two tiles of a step: `x = high + low`, both of which bf16 holds.
+/// Activations that are integers times a power of two, as the two tiles of a step: `x = high + low`, both of which
+/// bf16 holds.
 struct Tiles<'a>(&'a mut [u16]);
 
 impl Sink for Tiles<'_> {
     #[inline(always)]
-    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP]) {
+    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP], unit: f32) {
         let (high, low) = self.0[group * 2 * TILE..][..2 * TILE].split_at_mut(TILE);
         let (high, low) = (&mut high[row * STEP..][..STEP], &mut low[row * STEP..][..STEP]);
         for ((x, high), low) in x.iter().zip(high).zip(low) {
             let whole = f32::from(*x);
-            let rounded = round_to_bf16(whole);
-            *high = (rounded >> 16) as u16;
-            *low = ((whole - f32::from_bits(rounded)).to_bits() >> 16) as u16;
+            // To the nearest multiple of 32: seven bits and the sign.
+            let rounded = (whole + ROUND_TO_32) - ROUND_TO_32;
+            *high = ((rounded * unit).to_bits() >> 16) as u16;
+            *low = (((whole - rounded) * unit).to_bits() >> 16) as u16;
         }
     }
 }
 
+/// 1.5 · 2²³ · 32.
+const ROUND_TO_32: f32 = 402_653_184.0;
+
 /// A part of a product with quantized weights.
 struct Product<'a, W> {
     tiles: *const u16,
-    /// `[row / 16][group][scale, sum][row % 16]`, see [`Quantize`].
+    /// `[row / 16][group][unit, sum][row % 16]`, see [`Quantize`].
     scales: *const f32,
     groups: usize,
     /// Row blocks at a time.
@@ -370,8 +385,7 @@ impl<W: Weights> Product<'_, W> {
                     for r in 0..ROWS {
                         let total = totals[half * ROWS + r].as_mut_ptr().add(v);
                         let sum = S::load(sums.0[half * ROWS + r].as_ptr().add(v));
-                        let x = S::mul(scale, S::splat(*scales.add(r)));
-                        let mut sum = S::mul_add(sum, x, S::load(total));
+                        let mut sum = S::mul_add(sum, scale, S::load(total));
                         if W::HAS_MIN {
                             sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
                         }

@@ -1,10 +1,10 @@
 //! Products with quantized weights: multiply and add of integers.
 //!
-//! Weights are sums of integers times a scale for each group of 32 inputs. Activations are made the same, of
-//! [`LEVELS`] levels on either side of zero for each 32 of a row. Then the sum over a group,
-//! `Σ q · x`, is at most 32 · 127 · 4095 < 2²⁴: exact in integers and in floats alike, whatever the order and the
-//! instruction set. Groups are added one after the other, so a product has the same bits on VNNI, AVX2 and the tile
-//! unit, alone and in any batch. 13 bits cost a relative error of some 1e-4; GGUF's kernels take activations of 8.
+//! Weights are integers times a scale for each group of 32 inputs. Activations are made the same: integers of 13 bits
+//! times a power of two for each 32 of a row. Then the sum over a group, `Σ q · x`, is at most 32 · 127 · 4096 < 2²⁴:
+//! exact in integers and in floats alike, whatever the order and the instruction set. Groups are added one after the
+//! other, so a product has the same bits on VNNI, AVX2 and the tile unit, alone and in any batch. 13 bits cost a
+//! relative error of some 2e-4; GGUF's kernels take activations of 8.
 //!
 //! A product of a pair of 16-bit integers with another, added to a 32-bit sum, is one instruction with VNNI and two
 //! without. As in [`super::float`] a lane is an output, and a pair of activations is broadcast to all lanes.
@@ -20,8 +20,8 @@ use crate::cpu::{ConstMatrix, SharedMut};
 use crate::error::Result;
 use crate::quantize::GROUP;
 
-/// The greatest integer that an activation becomes.
-const LEVELS: f32 = 4095.0;
+/// The greatest activation of a group becomes an integer of so many bits and its sign: at most 2¹².
+const BITS: u32 = 12;
 /// Pairs of a group.
 pub(super) const PAIRS: usize = GROUP / 2;
 /// How far ahead of its use a panel is asked for, in bytes.
@@ -203,7 +203,16 @@ fn linear<W: Weights>(
                 let scales = scales.slice(t * tile * groups * 2, tile * groups * 2);
                 let rows = tile.min(rows - t * tile);
                 let out = Words { words, tile };
-                level.run(Quantize { x: operands.x, first: t * tile, rows, inputs, tile, scales, out });
+                level.run(Quantize {
+                    sums: W::HAS_MIN,
+                    x: operands.x,
+                    first: t * tile,
+                    rows,
+                    inputs,
+                    tile,
+                    scales,
+                    out,
+                });
             }
         });
     }
@@ -233,8 +242,8 @@ fn linear<W: Weights>(
 
 /// Where quantized activations go.
 pub(super) trait Sink {
-    /// Those of a group of one row of the tile.
-    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP]);
+    /// Those of a group of one row of the tile, and what a unit of them is worth.
+    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP], unit: f32);
 }
 
 /// `[group][pair][row]`, pairs as words.
@@ -245,7 +254,7 @@ struct Words<'a> {
 
 impl Sink for Words<'_> {
     #[inline(always)]
-    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP]) {
+    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP], _: f32) {
         let words = &mut self.words[group * PAIRS * self.tile..][..PAIRS * self.tile];
         for (p, word) in words.iter_mut().skip(row).step_by(self.tile).enumerate() {
             *word = i32::from(x[2 * p + 1]) << 16 | i32::from(x[2 * p]) & 0xffff;
@@ -253,9 +262,11 @@ impl Sink for Words<'_> {
     }
 }
 
-/// Makes integers of a tile of rows. `scales` is `[group][scale, sum][row]`: what a unit is worth, and the sum of the
+/// Makes integers of a tile of rows. `scales` is `[group][unit, sum][row]`: what a unit is worth, and the sum of the
 /// group's activations as they are now.
 pub(super) struct Quantize<'a, O> {
+    /// Whether sums are wanted.
+    pub sums: bool,
     pub x: ConstMatrix,
     pub first: usize,
     pub rows: usize,
@@ -271,35 +282,53 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
         // SAFETY: the rows and inputs are x's; lanes beyond the last input are masked.
         unsafe {
             for row in 0..self.rows {
+                let mut zero = S::splat(0.0);
                 for group in 0..self.inputs.div_ceil(GROUP) {
                     let from = group * GROUP;
                     let x = self.x.at(self.first + row, from);
                     let left = GROUP.min(self.inputs - from);
-                    let (mut largest, mut zero) = (S::splat(0.0), S::splat(0.0));
+                    let mut largest = S::splat(0.0);
                     for i in (0..left).step_by(S::LANES) {
                         let x = S::load_first(x.add(i), S::LANES.min(left - i));
                         largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
                         zero = S::mul_add(x, S::splat(0.0), zero);
                     }
-                    // NaN and infinity stay what they are, through the scale: 0 · x is NaN for them.
-                    let largest = S::largest(largest);
-                    let scale = largest / LEVELS + S::sum(zero);
-                    let to_levels = S::splat(if largest < 1e-30 { 0.0 } else { LEVELS / largest });
+                    let (unit, to_integers) = units(S::largest(largest));
+                    let to_integers = S::splat(to_integers);
                     let mut integers = [0i16; GROUP];
                     let mut sum = S::splat(0.0);
                     for i in (0..left).step_by(S::LANES) {
                         let x = S::load_first(x.add(i), S::LANES.min(left - i));
-                        let x = S::round(S::mul(x, to_levels));
+                        let x = S::round(S::mul(x, to_integers));
                         sum = S::add(sum, x);
                         S::store_i16(integers.as_mut_ptr().add(i), x);
                     }
-                    self.out.put(row, group, &integers);
-                    self.scales[2 * group * self.tile + row] = scale;
-                    self.scales[(2 * group + 1) * self.tile + row] = scale * S::sum(sum);
+                    self.out.put(row, group, &integers, unit);
+                    self.scales[2 * group * self.tile + row] = unit;
+                    if self.sums {
+                        self.scales[(2 * group + 1) * self.tile + row] = unit * S::sum(sum);
+                    }
+                }
+                // 0 · x is NaN where x is no number or infinite: then so are the row's products.
+                if S::sum(zero).is_nan() {
+                    self.out.put(row, 0, &[1; GROUP], f32::NAN);
+                    self.scales[row] = f32::NAN;
                 }
             }
         }
     }
+}
+
+/// What a unit of a group is worth, and its inverse: powers of two, so that multiplying by them is exact.
+#[inline(always)]
+fn units(largest: f32) -> (f32, f32) {
+    let exponent = largest.to_bits() >> 23;
+    // Below 2⁻¹¹⁵ all is zero.
+    if exponent < BITS || exponent == 255 {
+        return (0.0, 0.0);
+    }
+    let power = |exponent: u32| f32::from_bits(exponent << 23);
+    (power(exponent + 1 - BITS), power(253 + BITS - exponent))
 }
 
 /// A product of some rows of integers with some panels.
@@ -398,9 +427,8 @@ impl<W: Weights> Panel<'_, W> {
                         let scale = W::scale::<S>(panel, group, half + v * S::LANES);
                         let min = W::min::<S>(panel, group, half + v * S::LANES);
                         for r in 0..ROWS {
-                            let sum = S::to_f32(sums[r][v]);
-                            let x = S::mul(scale, S::splat(*scales.add(r)));
-                            totals[r][v] = S::mul_add(sum, x, totals[r][v]);
+                            let sum = S::mul(S::to_f32(sums[r][v]), S::splat(*scales.add(r)));
+                            totals[r][v] = S::mul_add(sum, scale, totals[r][v]);
                             if W::HAS_MIN {
                                 let x = S::splat(*scales.add(tile + r));
                                 totals[r][v] = S::mul_add(min, x, totals[r][v]);

@@ -13,15 +13,14 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, inputs: usize) ->
     out
 }
 
-/// Activations [tokens, inputs] as products with quantized weights take them: each the nearest of 8191 levels, as
-/// far apart as the greatest of its group (32 of a row) says.
+/// Activations [tokens, inputs] as products with quantized weights take them: each the nearest multiple of a power of
+/// two, of which the greatest of its group (32 of a row) has 2048 to 4096.
 #[must_use]
-pub fn in_levels(x: &[f32], inputs: usize) -> Vec<f64> {
+pub fn as_integers(x: &[f32], inputs: usize) -> Vec<f64> {
     let group = |group: &[f32]| {
-        let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
-        let to_levels = if largest < 1e-30 { 0.0 } else { 4095.0 / largest };
-        let level = |x: &f32| f64::from((x * to_levels).round_ties_even()) * f64::from(largest / 4095.0);
-        group.iter().map(level).collect::<Vec<_>>()
+        let largest = group.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
+        let unit = if largest < 2f64.powi(-115) { 1.0 } else { (largest.log2().floor() - 11.0).exp2() };
+        group.iter().map(|x| (f64::from(*x) / unit).round_ties_even() * unit).collect::<Vec<_>>()
     };
     x.chunks(inputs).flat_map(|row| row.chunks(32).flat_map(group)).collect()
 }
