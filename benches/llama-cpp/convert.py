@@ -120,6 +120,12 @@ def write(folder, tokenizer, path):
     writer.close()
 
 
+@llama.llama_log_callback
+def on_log(level, text, _):
+    if level == 4:  # errors
+        sys.stderr.write(text.decode())
+
+
 def quantize(source, target, type):
     parameters = llama.llama_model_quantize_default_params()
     parameters.ftype = TYPES[type]
@@ -129,6 +135,7 @@ def quantize(source, target, type):
 
 
 def main():
+    llama.llama_log_set(on_log, None)
     folder, tokenizer, types = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     source = folder / 'f32.gguf'
     if not source.exists():

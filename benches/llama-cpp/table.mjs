@@ -16,6 +16,7 @@ export function flopsPerToken(shape, measure) {
 export function required({ measure, type }, flags) {
   if (measure === 'prefill512') {
     if (type === 'f32') return { ratio: 2.5 }
+    if (type === 'q4_k') return null
     return { ratio: flags.includes('amx_tile') ? 6 : 3 }
   }
   if (measure === 'decode1') return { ratio: 1.3, shareOfBandwidth: 0.85 }
