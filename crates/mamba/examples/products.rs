@@ -24,7 +24,7 @@ fn main() {
                 let tensor = Tensor::from_memory("w", vec![outputs, inputs], values);
                 // Several copies, so that a small weight is not measured out of the second-level cache.
                 let bytes = dtype.bytes((outputs * inputs) as u64) as usize;
-                let copies = (600 << 20) / bytes + 1;
+                let copies = (64 << 20) / bytes + 1;
                 let weights: Vec<_> =
                     (0..copies).map(|_| cpu.weight(&tensor, dtype).expect("a weight")).collect();
                 for rows in [1, 4, 8, 32, 512] {

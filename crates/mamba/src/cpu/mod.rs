@@ -123,8 +123,9 @@ impl Backend for Cpu {
         out: ViewMut<Self::Buffer>,
     ) -> Result<()> {
         let Self { threads, level, deterministic, scratch } = self;
-        let bias = bias.map(|bias| &**bias);
-        ops::linear::cpu::linear(threads, *level, *deterministic, scratch, x, weight, bias, out)
+        let means =
+            ops::linear::cpu::Means { threads, level: *level, deterministic: *deterministic, scratch };
+        ops::linear::cpu::linear(means, x, weight, bias.map(|bias| &**bias), out)
     }
 
     fn add_norm(&mut self, op: ops::norm::AddNorm<Self::Buffer>) -> Result<()> {

@@ -300,7 +300,7 @@ pub(crate) fn admit(
             for _ in 0..helpers {
                 // Without the help it only takes longer.
                 let helper = std::thread::Builder::new().name("mamba-text".into());
-                let _ = helper.spawn_scoped(scope, &tokenize);
+                let _ = helper.spawn_scoped(scope, tokenize);
             }
             tokenize();
         });

@@ -57,10 +57,11 @@ pub fn is_available() -> bool {
 }
 
 /// Whether the processor has the unit, whatever the operating system says.
+#[allow(unused_unsafe)] // older compilers call cpuid unsafe
 pub fn is_in_processor() -> bool {
+    let has = |leaf: u32, bit: u32| leaf & (1 << bit) != 0;
     // SAFETY: leaf 7 is read where it exists.
     unsafe {
-        let has = |leaf: u32, bit: u32| leaf & (1 << bit) != 0;
         __cpuid(0).eax >= 7 && {
             let leaf = __cpuid_count(7, 0).edx;
             has(leaf, 22) && has(leaf, 24)

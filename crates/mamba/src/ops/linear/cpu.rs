@@ -28,6 +28,15 @@ pub struct Scratch {
     pub(super) split: memory::Scratch<u16>,
 }
 
+/// What a product is computed with.
+pub(crate) struct Means<'a> {
+    pub threads: &'a mut Threads,
+    pub level: Level,
+    /// Only kernels whose results do not depend on the number of rows.
+    pub deterministic: bool,
+    pub scratch: &'a mut Scratch,
+}
+
 /// x, bias and out of a product, their sizes checked against one another.
 pub(super) struct Operands<'a> {
     pub x: ConstMatrix,
@@ -53,15 +62,13 @@ impl Operands<'_> {
 /// # Errors
 /// `OUT_OF_MEMORY` for scratch.
 pub(crate) fn linear(
-    threads: &mut Threads,
-    level: Level,
-    deterministic: bool,
-    scratch: &mut Scratch,
+    means: Means,
     x: View<Aligned<f32>>,
     weight: &Packed,
     bias: Option<&[f32]>,
     out: ViewMut<Aligned<f32>>,
 ) -> Result<()> {
+    let Means { threads, level, deterministic, scratch } = means;
     let (rows, inputs, outputs) = (x.rows, weight.inputs(), weight.outputs());
     assert_eq!((x.cols, out.cols, out.rows), (inputs, outputs, rows));
     assert!(bias.is_none_or(|bias| bias.len() >= outputs));
