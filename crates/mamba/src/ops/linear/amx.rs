@@ -338,18 +338,30 @@ impl<W: Weights> Product<'_, W> {
                 for (group, weights) in weights.0[..groups].iter_mut().enumerate() {
                     widen::<S, W>(panel, chunk + group, weights);
                 }
-                // The tile unit is given a product before the sums of the last one are used.
-                for i in 0..=count * groups {
-                    if i < count * groups {
-                        let (block, group) = (i / groups, i % groups);
-                        let at = (first + block) * 2 * per_row_tile + (chunk + group) * 2 * TILE;
-                        let weights = weights.0[group].as_ptr();
-                        multiply(self.tiles.add(at), per_row_tile, weights, 1, &mut sums[i % 2]);
+                // Half a block after the other, in two pairs of tiles: while the unit works on one, the other's sums
+                // are stored and added.
+                let units = count * groups;
+                for i in 0..=units {
+                    let last = i.checked_sub(1).map(|i| (i / groups, i % groups));
+                    let this = (i < units).then(|| {
+                        let at = (first + i / groups) * 2 * per_row_tile + (chunk + i % groups) * 2 * TILE;
+                        (self.tiles.add(at), weights.0[i % groups].as_ptr())
+                    });
+                    if let Some((activations, weights)) = this {
+                        begin_upper(activations, weights);
                     }
-                    if let Some(i) = i.checked_sub(1) {
-                        let (block, group) = (i / groups, chunk + i % groups);
-                        let sums = sums[i % 2].assume_init_ref();
-                        self.add::<S>(panel, first + block, group, sums, &mut totals.0[block]);
+                    if let Some((block, group)) = last {
+                        end_lower(sums[1].as_mut_ptr());
+                        let sums = sums[0].assume_init_ref();
+                        self.add::<S>(panel, first + block, 0, chunk + group, sums, &mut totals.0[block]);
+                    }
+                    if let Some((activations, _)) = this {
+                        begin_lower(activations.add(per_row_tile));
+                        end_upper(sums[0].as_mut_ptr());
+                    }
+                    if let Some((block, group)) = last {
+                        let sums = sums[1].assume_init_ref();
+                        self.add::<S>(panel, first + block, 1, chunk + group, sums, &mut totals.0[block]);
                     }
                 }
             }
@@ -366,35 +378,125 @@ impl<W: Weights> Product<'_, W> {
         }
     }
 
-    /// Adds a group's sums of a row block, times their scales, to the totals.
+    /// Adds a group's sums of half a row block, times their scales, to the totals.
     #[inline(always)]
     unsafe fn add<S: Simd>(
         &self,
         panel: *const u8,
         block: usize,
+        half: usize,
         group: usize,
-        sums: &Sums,
+        sums: &HalfSums,
         totals: &mut [[f32; PANEL]; BLOCK_ROWS],
     ) {
         // SAFETY: the caller's panel, block and group.
         unsafe {
-            for half in 0..2 {
-                let scales = self.scales.add(((2 * block + half) * self.groups + group) * 2 * ROWS);
-                for v in (0..PANEL).step_by(S::LANES) {
-                    let scale = W::scale::<S>(panel, group, v);
-                    let min = W::min::<S>(panel, group, v);
-                    for r in 0..ROWS {
-                        let total = totals[half * ROWS + r].as_mut_ptr().add(v);
-                        let sum = S::load(sums.0[half * ROWS + r].as_ptr().add(v));
-                        let mut sum = S::mul_add(sum, scale, S::load(total));
-                        if W::HAS_MIN {
-                            sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
-                        }
-                        S::store(total, sum);
+            let scales = self.scales.add(((2 * block + half) * self.groups + group) * 2 * ROWS);
+            for v in (0..PANEL).step_by(S::LANES) {
+                let scale = W::scale::<S>(panel, group, v);
+                let min = W::min::<S>(panel, group, v);
+                for r in 0..ROWS {
+                    let total = totals[half * ROWS + r].as_mut_ptr().add(v);
+                    let mut sum = S::mul_add(S::load(sums.0[r].as_ptr().add(v)), scale, S::load(total));
+                    if W::HAS_MIN {
+                        sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
                     }
+                    S::store(total, sum);
                 }
             }
         }
+    }
+}
+
+/// Products of 16 tokens with 32 outputs.
+#[repr(align(64))]
+struct HalfSums([[f32; PANEL]; ROWS]);
+
+/// Multiplies the upper 16 tokens of a block with a step's weights, into tiles 0 and 1.
+///
+/// # Safety
+/// The unit is configured; `activations` are the two tiles of a step, `weights` likewise.
+#[inline(always)]
+unsafe fn begin_upper(activations: *const u16, weights: *const u16) {
+    // SAFETY: the caller's conditions. Tile registers are not used by compiled code.
+    unsafe {
+        asm!(
+            "tileloadd tmm6, [{w} + {pair}*1]",
+            "tileloadd tmm7, [{w} + {pair}*1 + 64]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            "tdpbf16ps tmm0, tmm5, tmm6",
+            "tdpbf16ps tmm1, tmm5, tmm7",
+            w = in(reg) weights,
+            a = in(reg) activations,
+            pair = in(reg) 128usize,
+            row = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// The same for the lower 16 tokens, into tiles 2 and 3, with the weights that [`begin_upper`] loaded.
+///
+/// # Safety
+/// As [`begin_upper`], which came before.
+#[inline(always)]
+unsafe fn begin_lower(activations: *const u16) {
+    // SAFETY: the caller's conditions.
+    unsafe {
+        asm!(
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "tileloadd tmm4, [{a} + {row}*1]",
+            "tdpbf16ps tmm2, tmm4, tmm6",
+            "tdpbf16ps tmm3, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            a = in(reg) activations,
+            row = in(reg) 64usize,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// Stores what [`begin_upper`] multiplied.
+///
+/// # Safety
+/// There is room.
+#[inline(always)]
+unsafe fn end_upper(sums: *mut HalfSums) {
+    // SAFETY: the caller's condition.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {pair}*1], tmm0",
+            "tilestored [{sums} + {pair}*1 + 64], tmm1",
+            sums = in(reg) sums,
+            pair = in(reg) 128usize,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Stores what [`begin_lower`] multiplied.
+///
+/// # Safety
+/// There is room.
+#[inline(always)]
+unsafe fn end_lower(sums: *mut HalfSums) {
+    // SAFETY: the caller's condition.
+    unsafe {
+        asm!(
+            "tilestored [{sums} + {pair}*1], tmm2",
+            "tilestored [{sums} + {pair}*1 + 64], tmm3",
+            sums = in(reg) sums,
+            pair = in(reg) 128usize,
+            options(nostack, preserves_flags),
+        );
     }
 }
 
@@ -425,7 +527,7 @@ unsafe fn widen<S: Simd, W: Weights>(panel: *const u8, group: usize, tiles: &mut
 struct Room {
     totals: Totals,
     weights: WeightTiles,
-    sums: [MaybeUninit<Sums>; 2],
+    sums: [MaybeUninit<HalfSums>; 2],
 }
 
 /// Products of row blocks with a panel.
