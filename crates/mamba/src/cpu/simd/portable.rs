@@ -126,6 +126,12 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: Self::F) {
+        for (i, x) in x.into_iter().enumerate() {
+            unsafe { *to.add(i) = (x.to_bits() >> 16) as u16 };
+        }
+    }
+    #[inline(always)]
     unsafe fn zero() -> Self::I {
         [0; 8]
     }

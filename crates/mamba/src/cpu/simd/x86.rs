@@ -162,6 +162,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: __m256) {
+        unsafe {
+            let upper = _mm256_srli_epi32::<16>(_mm256_castps_si256(x));
+            let (low, high) = (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
+            _mm_storeu_si128(to.cast(), _mm_packus_epi32(low, high));
+        }
+    }
+    #[inline(always)]
     unsafe fn zero() -> __m256i {
         unsafe { _mm256_setzero_si256() }
     }
@@ -348,6 +356,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe {
             let words = _mm512_cvtps_epi32(x);
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut u16, x: __m512) {
+        unsafe {
+            let upper = _mm512_srli_epi32::<16>(_mm512_castps_si512(x));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(upper));
         }
     }
     #[inline(always)]

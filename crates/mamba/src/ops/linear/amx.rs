@@ -263,15 +263,15 @@ struct Tiles<'a>(&'a mut [u16]);
 
 impl Sink for Tiles<'_> {
     #[inline(always)]
-    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP], unit: f32) {
-        let (high, low) = self.0[group * 2 * TILE..][..2 * TILE].split_at_mut(TILE);
-        let (high, low) = (&mut high[row * STEP..][..STEP], &mut low[row * STEP..][..STEP]);
-        for ((x, high), low) in x.iter().zip(high).zip(low) {
-            let whole = f32::from(*x);
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, unit: f32) {
+        let at = &mut self.0[group * 2 * TILE + row * STEP + input..][..TILE + S::LANES];
+        // SAFETY: both tiles have room from there on.
+        unsafe {
+            let (unit, round) = (S::splat(unit), S::splat(ROUND_TO_32));
             // To the nearest multiple of 32: seven bits and the sign.
-            let rounded = (whole + ROUND_TO_32) - ROUND_TO_32;
-            *high = ((rounded * unit).to_bits() >> 16) as u16;
-            *low = (((whole - rounded) * unit).to_bits() >> 16) as u16;
+            let high = S::sub(S::add(x, round), round);
+            S::store_bf16(at.as_mut_ptr(), S::mul(high, unit));
+            S::store_bf16(at.as_mut_ptr().add(TILE), S::mul(S::sub(x, high), unit));
         }
     }
 }

@@ -242,8 +242,11 @@ fn linear<W: Weights>(
 
 /// Where quantized activations go.
 pub(super) trait Sink {
-    /// Those of a group of one row of the tile, and what a unit of them is worth.
-    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP], unit: f32);
+    /// Those of LANES inputs from `input` on of a group of one row of the tile: integers, and what a unit is worth.
+    ///
+    /// # Safety
+    /// The processor must have `S`; the row and group must be there.
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, unit: f32);
 }
 
 /// `[group][pair][row]`, pairs as words.
@@ -254,10 +257,13 @@ struct Words<'a> {
 
 impl Sink for Words<'_> {
     #[inline(always)]
-    fn put(&mut self, row: usize, group: usize, x: &[i16; GROUP], _: f32) {
-        let words = &mut self.words[group * PAIRS * self.tile..][..PAIRS * self.tile];
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, _: f32) {
+        let mut integers = [0i16; GROUP];
+        // SAFETY: LANES ≤ 32.
+        unsafe { S::store_i16(integers.as_mut_ptr(), x) };
+        let words = &mut self.words[(group * PAIRS + input / 2) * self.tile..][..S::LANES / 2 * self.tile];
         for (p, word) in words.iter_mut().skip(row).step_by(self.tile).enumerate() {
-            *word = i32::from(x[2 * p + 1]) << 16 | i32::from(x[2 * p]) & 0xffff;
+            *word = i32::from(integers[2 * p + 1]) << 16 | i32::from(integers[2 * p]) & 0xffff;
         }
     }
 }
@@ -295,15 +301,15 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                     }
                     let (unit, to_integers) = units(S::largest(largest));
                     let to_integers = S::splat(to_integers);
-                    let mut integers = [0i16; GROUP];
                     let mut sum = S::splat(0.0);
-                    for i in (0..left).step_by(S::LANES) {
-                        let x = S::load_first(x.add(i), S::LANES.min(left - i));
+                    for i in (0..GROUP).step_by(S::LANES) {
+                        let x = S::load_first(x.wrapping_add(i), S::LANES.min(left.saturating_sub(i)));
                         let x = S::round(S::mul(x, to_integers));
-                        sum = S::add(sum, x);
-                        S::store_i16(integers.as_mut_ptr().add(i), x);
+                        if self.sums {
+                            sum = S::add(sum, x);
+                        }
+                        self.out.put::<S>(row, group, i, x, unit);
                     }
-                    self.out.put(row, group, &integers, unit);
                     self.scales[2 * group * self.tile + row] = unit;
                     if self.sums {
                         self.scales[(2 * group + 1) * self.tile + row] = unit * S::sum(sum);
@@ -311,7 +317,7 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                 }
                 // 0 · x is NaN where x is no number or infinite: then so are the row's products.
                 if S::sum(zero).is_nan() {
-                    self.out.put(row, 0, &[1; GROUP], f32::NAN);
+                    self.out.put::<S>(row, 0, 0, S::splat(1.0), f32::NAN);
                     self.scales[row] = f32::NAN;
                 }
             }
