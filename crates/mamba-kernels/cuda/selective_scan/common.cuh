@@ -1,0 +1,110 @@
+// What the selective-scan kernels share: conversions, the exponential, the tensor-core sums.
+#pragma once
+#include "params.h"
+#include <cstdint>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+namespace scan {
+
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+// Steps between two states kept for backward.
+constexpr int kChunk = 64;
+
+template <class T> struct alignas(2 * sizeof(T)) Pair { T v[2]; };
+template <class T> struct alignas(4 * sizeof(T)) Quad { T v[4]; };
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class T> __device__ __forceinline__ T from_float(float x);
+template <> __device__ __forceinline__ float from_float(float x) { return x; }
+template <> __device__ __forceinline__ __half from_float(float x) { return __float2half_rn(x); }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
+
+template <class T> __device__ __forceinline__ float4 to_float4(Quad<T> x) {
+    return make_float4(to_float(x.v[0]), to_float(x.v[1]), to_float(x.v[2]), to_float(x.v[3]));
+}
+template <class T> __device__ __forceinline__ Pair<T> pair_of(float x, float y) {
+    Pair<T> p;
+    p.v[0] = from_float<T>(x);
+    p.v[1] = from_float<T>(y);
+    return p;
+}
+
+// Where results are rounded to bfloat16 a sum over states may take tensor-core operands of 11 bits; the
+// other types sum in f32.
+template <class T> constexpr bool kExact = true;
+template <> constexpr bool kExact<__nv_bfloat16> = false;
+// The tensor core cuts an f32 operand to tf32; for evenly spread mantissas that takes 2^-11 ln 2 of the value.
+constexpr float kCutMean = 1.00034f;
+
+// 2^x, 2 units in the last place; the exponential unit's own instruction.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + __expf(-x)); }
+
+// log(1 + e^x), and its derivative where it is asked for.
+__device__ __forceinline__ float softplus(float x) {
+    float w = expf(fminf(x, 80.f));
+    return x > 20.f ? x : log1pf(w);
+}
+__device__ __forceinline__ float softplus(float x, float &slope) {
+    float w = expf(fminf(x, 80.f));
+    slope = w * reciprocal(1.f + w);
+    return x > 20.f ? x : log1pf(w);
+}
+
+// D += A(16x8) B(8x8), tf32 operands (f32 bits, the low 13 ignored). With g = lane / 4, q = lane % 4:
+// a0 = A[g][q], a1 = A[g+8][q], a2 = A[g][q+4], a3 = A[g+8][q+4]; b0 = B[q][g], b1 = B[q+4][g];
+// d0 = D[g][2q], d1 = D[g][2q+1], d2 = D[g+8][2q], d3 = D[g+8][2q+1].
+__device__ __forceinline__ void mma(float (&d)[4], float a0, float a1, float a2, float a3, float b0, float b1) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(__float_as_uint(a0)), "r"(__float_as_uint(a1)), "r"(__float_as_uint(a2)), "r"(__float_as_uint(a3)),
+          "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)));
+}
+// What the tensor core leaves of x, and what it drops.
+__device__ __forceinline__ float cut(float x) { return __uint_as_float(__float_as_uint(x) & 0xffffe000u); }
+
+// Sum over the four lanes of a channel, in every one of them.
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// 16 bytes to shared memory in the background; zeros where !valid.
+__device__ __forceinline__ void copy16(void *shared, const void *global, bool valid) {
+    uint32_t s = (uint32_t)__cvta_generic_to_shared(shared);
+    int bytes = valid ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(s), "l"(global), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+template <class T> __device__ __forceinline__ const T *row(const void *base, long long stride, long long token) {
+    return static_cast<const T *>(base) + token * stride;
+}
+template <class T> __device__ __forceinline__ T *row(void *base, long long stride, long long token) {
+    return static_cast<T *>(base) + token * stride;
+}
+
+// Two neighbouring channels' [N, E] values of state n; zero or nothing past the last channel.
+__device__ __forceinline__ float2 load_pair(const float *base, long long index, bool valid) {
+    return valid ? *reinterpret_cast<const float2 *>(base + index) : make_float2(0.f, 0.f);
+}
+
+} // namespace scan
+
+// One kernel a dtype, by a name that a fatbin keeps.
+#define SCAN_KERNEL(name, params, threads, blocks, ...)                                                        \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ params p) { __VA_ARGS__; }

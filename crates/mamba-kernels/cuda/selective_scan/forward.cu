@@ -1,0 +1,404 @@
+// Selective scan, forward, 16 states a channel. Two kernels with one contract, and what time segments need:
+//   selective_scan_forward_tile_*    many channels: 4 lanes a channel
+//   selective_scan_forward_narrow_*  few channels: 16 lanes a channel
+//   selective_scan_forward_local_*   end state of each time segment from a zero state (tile's loop without y)
+//   selective_scan_forward_carry     chains those end states
+// Definition: crates/mamba/src/ops/selective_scan/reference.rs. All arithmetic in f32.
+//
+// Launch            grid                                    block  dynamic shared memory
+//   tile, local     (ceil(channels / 64), segment_count)    128    sizeof(TileShared<dtype>)
+//   narrow          (ceil(channels / 8), segment_count)     256    0
+//   carry           (ceil(channels / 32), 16, sequences)    32     0
+// With split sequences: local, carry, then tile; else one launch of tile or narrow with segment_state null.
+// Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
+// multiples of 16 bytes, y of two elements. Everything else goes to generic.cu.
+#include "common.cuh"
+
+namespace scan {
+
+constexpr int N = 16;
+
+// ------------------------------------------------------------------------------------------ tile
+// A block is 4 warps, each 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states
+// 4q .. 4q+3. Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
+// the one after it copied by cp.async; one barrier a stage.
+// y = sum over states of C h is a tensor-core product: h is operand A as it lies in the registers (rows are
+// channels, k is states), C of eight steps is operand B (columns are steps); of the product for step i only
+// column i is kept, and its lane q = i / 2 finishes that step.
+
+constexpr int kTileChannels = 64, kTileSteps = 16, kTileThreads = 128;
+
+template <class T> struct TileShared {
+    float4 x[2][kTileSteps][kTileChannels / 2]; // (step, step, step*u, step*u) of two channels
+    float4 b[2][kTileSteps][N / 4];
+    float4 c[2][kTileSteps][N / 4];
+    T raw_u[3][kTileSteps][kTileChannels];
+    T raw_delta[3][kTileSteps][kTileChannels];
+    T raw_b[3][kTileSteps][N];
+    T raw_c[3][kTileSteps][N];
+};
+
+template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &p) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    TileShared<T> &s = *reinterpret_cast<TileShared<T> *>(shared_bytes);
+    const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
+    const int first_channel = blockIdx.x * kTileChannels, E = p.channels;
+    const int ch = first_channel + warp * 16 + 2 * g;
+    const bool alive = ch < E;
+    const ScanSegment seg = p.segments[blockIdx.y];
+
+    float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
+    {
+        const float *init = nullptr;
+        if (!kLocal) {
+            if (p.segment_state) init = p.segment_state + (long long)blockIdx.y * N * E;
+            else if (p.initial_state) init = p.initial_state + (long long)seg.sequence * N * E;
+        }
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            long long at = (long long)(4 * q + r) * E + ch;
+            float2 a = load_pair(p.a, at, alive), h = load_pair(init, at, alive && init);
+            a0[r] = a.x * kLog2e;
+            a1[r] = a.y * kLog2e;
+            h0[r] = h.x;
+            h1[r] = h.y;
+        }
+    }
+    const float2 skip = load_pair(p.d, ch, alive && p.d);
+    auto store_state = [&](float *to, long long row_index) {
+        if (!alive) return;
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            *reinterpret_cast<float2 *>(to + (row_index * N + 4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
+    };
+
+    // The conversion's part of the stage: 4 channels of 2 rows, and 4 states of one row of B or C.
+    const int part = tid % 16, part_row = tid / 16;
+    float bias[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int c = first_channel + 4 * part + i;
+        bias[i] = p.delta_bias && c < E ? p.delta_bias[c] : 0.f;
+    }
+    auto copy_stage = [&](int t0, int ring) {
+        constexpr int kPer = 16 / sizeof(T), kRow = kTileChannels / kPer, kBRow = N / kPer;
+#pragma unroll
+        for (int i = tid; i < kTileSteps * kRow; i += kTileThreads) {
+            int r = i / kRow, c = i % kRow * kPer, t = t0 + r;
+            bool valid = t < seg.end && first_channel + c < E;
+            long long token = valid ? t : seg.begin;
+            int at = valid ? first_channel + c : 0;
+            copy16(&s.raw_u[ring][r][c], row<T>(p.u, p.u_stride, token) + at, valid);
+            copy16(&s.raw_delta[ring][r][c], row<T>(p.delta, p.delta_stride, token) + at, valid);
+        }
+        for (int i = tid; i < 2 * kTileSteps * kBRow; i += kTileThreads) {
+            int k = i % (kTileSteps * kBRow), r = k / kBRow, c = k % kBRow * kPer, t = t0 + r;
+            bool valid = t < seg.end;
+            long long token = valid ? t : seg.begin;
+            if (i < kTileSteps * kBRow) copy16(&s.raw_b[ring][r][c], row<T>(p.b, p.b_stride, token) + c, valid);
+            else if (!kLocal) copy16(&s.raw_c[ring][r][c], row<T>(p.c, p.c_stride, token) + c, valid);
+        }
+        copy_commit();
+    };
+    auto convert = [&](int t0, int ring, int buffer) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int r = part_row + 8 * k;
+            float4 u = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_u[ring][r][4 * part]));
+            float4 x = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_delta[ring][r][4 * part]));
+            float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                if (p.softplus) step[i] = softplus(step[i]);
+                if (t0 + r >= seg.end) step[i] = 0.f; // no step: the state stays
+            }
+            s.x[buffer][r][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
+            s.x[buffer][r][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
+        }
+        const int k = tid % 64, r = k / 4, c = k % 4;
+        if (tid < 64) s.b[buffer][r][c] = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_b[ring][r][4 * c]));
+        else if (!kLocal) s.c[buffer][r][c] = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_c[ring][r][4 * c]));
+    };
+
+    int ring = 0; // of the stage being scanned
+    if (seg.begin < seg.end) {
+        copy_stage(seg.begin, 0);
+        copy_wait();
+        __syncthreads();
+        copy_stage(seg.begin + kTileSteps, 1);
+        convert(seg.begin, 0, 0);
+    }
+    for (int t0 = seg.begin, buffer = 0; t0 < seg.end; t0 += kTileSteps, buffer ^= 1) {
+        copy_wait();
+        __syncthreads();
+        const int ring1 = ring == 2 ? 0 : ring + 1, ring2 = ring1 == 2 ? 0 : ring1 + 1;
+        if (t0 + 2 * kTileSteps < seg.end) copy_stage(t0 + 2 * kTileSteps, ring2);
+        if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
+            store_state(p.boundary_state, seg.chunk + (t0 - seg.begin) / kChunk);
+
+        Pair<T> gate[2][2]; // z of steps 8*half + 2q, +1
+        if (!kLocal && p.z) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int t = t0 + 8 * (i / 2) + 2 * q + i % 2;
+                gate[i / 2][i % 2] = {};
+                if (t < seg.end && alive)
+                    gate[i / 2][i % 2] = *reinterpret_cast<const Pair<T> *>(row<T>(p.z, p.z_stride, t) + ch);
+            }
+        }
+        const float4 *x = &s.x[buffer][0][warp * 8 + g], *b = &s.b[buffer][0][q];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float4 c8 = s.c[buffer][8 * half + g][q];
+            float y[2][2]; // [channel][step] of steps 2q, 2q+1
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int t = 8 * half + i;
+                const float4 xv = x[t * (kTileChannels / 2)], bv = b[t * (N / 4)];
+                const float bs[4] = {bv.x, bv.y, bv.z, bv.w};
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    h0[r] = fmaf(exp2_fast(xv.x * a0[r]), h0[r], xv.z * bs[r]);
+                    h1[r] = fmaf(exp2_fast(xv.y * a1[r]), h1[r], xv.w * bs[r]);
+                }
+                if (kLocal) {
+                    delta_sum0 += xv.x;
+                    delta_sum1 += xv.y;
+                } else if constexpr (kExact<T>) {
+                    const float4 cv = s.c[buffer][t][q];
+                    float y0 = fmaf(h0[3], cv.w, fmaf(h0[2], cv.z, fmaf(h0[1], cv.y, h0[0] * cv.x)));
+                    float y1 = fmaf(h1[3], cv.w, fmaf(h1[2], cv.z, fmaf(h1[1], cv.y, h1[0] * cv.x)));
+                    y0 = quad_sum(y0);
+                    y1 = quad_sum(y1);
+                    if (q == i / 2) {
+                        y[0][i % 2] = y0;
+                        y[1][i % 2] = y1;
+                    }
+                } else {
+                    float product[4] = {0.f, 0.f, 0.f, 0.f};
+                    mma(product, h0[0], h1[0], h0[1], h1[1], c8.x, c8.y);
+                    mma(product, h0[2], h1[2], h0[3], h1[3], c8.z, c8.w);
+                    if (q == i / 2) {
+                        y[0][i % 2] = product[i % 2];
+                        y[1][i % 2] = product[2 + i % 2];
+                    }
+                }
+            }
+            if (!kLocal) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int r = 8 * half + 2 * q + i, t = t0 + r;
+                    const Pair<T> u = *reinterpret_cast<const Pair<T> *>(&s.raw_u[ring][r][warp * 16 + 2 * g]);
+                    constexpr float kScale = kExact<T> ? 1.f : kCutMean;
+                    float v0 = fmaf(y[0][i], kScale, skip.x * to_float(u.v[0]));
+                    float v1 = fmaf(y[1][i], kScale, skip.y * to_float(u.v[1]));
+                    if (p.z) {
+                        float z0 = to_float(gate[half][i].v[0]), z1 = to_float(gate[half][i].v[1]);
+                        v0 *= z0 * sigmoid(z0);
+                        v1 *= z1 * sigmoid(z1);
+                    }
+                    if (t < seg.end && alive)
+                        *reinterpret_cast<Pair<T> *>(row<T>(p.y, p.y_stride, t) + ch) = pair_of<T>(v0, v1);
+                }
+            }
+        }
+        if (t0 + kTileSteps < seg.end) convert(t0 + kTileSteps, ring1, buffer ^ 1);
+        ring = ring1;
+    }
+    if (kLocal) {
+        store_state(p.segment_state, blockIdx.y);
+        if (alive && q == 0)
+            *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) =
+                make_float2(delta_sum0, delta_sum1);
+    } else if (seg.last && p.last_state) {
+        store_state(p.last_state, seg.sequence);
+    }
+}
+
+// ---------------------------------------------------------------------------------------- narrow
+// A block is 8 channels: warps 0-3 scan two channels each, one state a lane; warps 4-7 load, convert, and
+// finish y (skip, gate, store). Stages of 32 steps in a ring of three, handed over by named barriers. B and C
+// lie transposed, so that one 16-byte read serves 4 steps.
+// y: v = C h of two steps is operand B (k is q, columns are g); operand A is zeros and ones that put step t's
+// sum over q in row t; the four columns of a channel are then added.
+
+constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 3;
+constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
+
+template <class T> struct alignas(16) StepQuad { Pair<T> v[4]; }; // (B, C) of 4 steps
+
+__device__ __forceinline__ void barrier_sync(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
+__device__ __forceinline__ void barrier_arrive(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
+
+template <class T> __device__ void forward_narrow(const ScanForward &p) {
+    __shared__ __align__(16) float s_step[kNarrowStages][kNarrowChannels][kNarrowRow];
+    __shared__ __align__(16) float s_input[kNarrowStages][kNarrowChannels][kNarrowRow]; // step * u
+    __shared__ __align__(16) Pair<T> s_bc[kNarrowStages][N][kNarrowRow];
+    __shared__ __align__(16) float s_y[kNarrowStages][kNarrowSteps][kNarrowChannels];
+    const int tid = threadIdx.x % 128, E = p.channels;
+    const ScanSegment seg = p.segments[blockIdx.y];
+    const int stages = (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
+    constexpr int kFull = 1, kDone = 1 + kNarrowStages;
+
+    if (threadIdx.x >= 128) {
+        const int step = tid / 4, part = tid % 4, ch = blockIdx.x * kNarrowChannels + 2 * part;
+        const bool alive = ch < E;
+        const float2 bias = load_pair(p.delta_bias, ch, alive && p.delta_bias);
+        const float2 skip = load_pair(p.d, ch, alive && p.d);
+        // Registers ahead of and behind the stage being written: loads 3 stages ahead, u and z kept for y.
+        constexpr int kAhead = 3, kRing = kAhead + kNarrowStages;
+        Pair<T> u[kRing], delta[kRing], z[kRing];
+        Quad<T> b[kRing], c[kRing];
+        auto load = [&](int k, int slot) {
+            const long long t = min(seg.begin + k * kNarrowSteps + step, seg.end - 1);
+            const int at = alive ? ch : 0;
+            u[slot] = *reinterpret_cast<const Pair<T> *>(row<T>(p.u, p.u_stride, t) + at);
+            delta[slot] = *reinterpret_cast<const Pair<T> *>(row<T>(p.delta, p.delta_stride, t) + at);
+            if (p.z) z[slot] = *reinterpret_cast<const Pair<T> *>(row<T>(p.z, p.z_stride, t) + at);
+            b[slot] = *reinterpret_cast<const Quad<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
+            c[slot] = *reinterpret_cast<const Quad<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
+        };
+        auto finish = [&](int k, int slot) {
+            const int stage = slot % kNarrowStages;
+            barrier_sync(kDone + stage);
+            float2 y = *reinterpret_cast<const float2 *>(&s_y[stage][step][2 * part]);
+            y.x = fmaf(skip.x, to_float(u[slot].v[0]), y.x);
+            y.y = fmaf(skip.y, to_float(u[slot].v[1]), y.y);
+            if (p.z) {
+                float z0 = to_float(z[slot].v[0]), z1 = to_float(z[slot].v[1]);
+                y.x *= z0 * sigmoid(z0);
+                y.y *= z1 * sigmoid(z1);
+            }
+            const int t = seg.begin + k * kNarrowSteps + step;
+            if (t < seg.end && alive)
+                *reinterpret_cast<Pair<T> *>(row<T>(p.y, p.y_stride, t) + ch) = pair_of<T>(y.x, y.y);
+        };
+        if (stages > 0) {
+#pragma unroll
+            for (int k = 0; k < kAhead; k++) load(k, k);
+        }
+        // Three turns past the last stage, to finish those still in the ring.
+        for (int k0 = 0; k0 < stages + kNarrowStages; k0 += kRing) {
+#pragma unroll
+            for (int slot = 0; slot < kRing; slot++) {
+                const int k = k0 + slot, stage = slot % kNarrowStages;
+                if (k >= kNarrowStages && k < stages + kNarrowStages) finish(k - kNarrowStages, (slot + kRing - kNarrowStages) % kRing);
+                if (k < stages) {
+                    float2 x = make_float2(to_float(delta[slot].v[0]) + bias.x, to_float(delta[slot].v[1]) + bias.y);
+                    if (p.softplus) x = make_float2(softplus(x.x), softplus(x.y));
+                    if (seg.begin + k * kNarrowSteps + step >= seg.end) x = make_float2(0.f, 0.f);
+                    s_step[stage][2 * part][step] = x.x;
+                    s_step[stage][2 * part + 1][step] = x.y;
+                    s_input[stage][2 * part][step] = x.x * to_float(u[slot].v[0]);
+                    s_input[stage][2 * part + 1][step] = x.y * to_float(u[slot].v[1]);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        Pair<T> bc;
+                        bc.v[0] = b[slot].v[i];
+                        bc.v[1] = c[slot].v[i];
+                        s_bc[stage][4 * part + i][step] = bc;
+                    }
+                    barrier_arrive(kFull + stage);
+                    load(k + kAhead, (slot + kAhead) % kRing);
+                }
+            }
+        }
+        return;
+    }
+
+    const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
+    const int local = 2 * warp + lane / 16, state = lane % 16, ch = blockIdx.x * kNarrowChannels + local;
+    const bool alive = ch < E;
+    const long long at = (long long)state * E + ch;
+    const float a = alive ? p.a[at] * kLog2e : 0.f;
+    const float *init = p.segment_state   ? p.segment_state + (long long)blockIdx.y * N * E
+                        : p.initial_state ? p.initial_state + (long long)seg.sequence * N * E
+                                          : nullptr;
+    float h = init && alive ? init[at] : 0.f;
+    float even[4], odd[4]; // operand A that puts steps 2m and 2m+1 (of 8) into rows 2m and 2m+1
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        even[m] = g == 2 * m ? 1.f : 0.f;
+        odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
+    }
+    for (int k0 = 0; k0 < stages; k0 += kNarrowStages) {
+#pragma unroll
+        for (int stage = 0; stage < kNarrowStages; stage++) {
+            const int k = k0 + stage;
+            if (k >= stages) break;
+            if (p.boundary_state && alive && k % (kChunk / kNarrowSteps) == 0)
+                p.boundary_state[((long long)seg.chunk + k / (kChunk / kNarrowSteps)) * N * E + at] = h;
+            barrier_sync(kFull + stage);
+#pragma unroll
+            for (int half = 0; half < kNarrowSteps / 16; half++) {
+                float sum[4] = {0.f, 0.f, 0.f, 0.f};
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    const int t = 16 * half + 4 * m;
+                    const float4 step4 = *reinterpret_cast<const float4 *>(&s_step[stage][local][t]);
+                    const float4 input4 = *reinterpret_cast<const float4 *>(&s_input[stage][local][t]);
+                    const StepQuad<T> bc = *reinterpret_cast<const StepQuad<T> *>(&s_bc[stage][state][t]);
+                    const float step[4] = {step4.x, step4.y, step4.z, step4.w};
+                    const float input[4] = {input4.x, input4.y, input4.z, input4.w};
+                    float v[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        h = fmaf(exp2_fast(step[i] * a), h, input[i] * to_float(bc.v[i].v[0]));
+                        v[i] = h * to_float(bc.v[i].v[1]);
+                    }
+                    const int m0 = 2 * m % 4, m1 = m0 + 1;
+                    auto add = [&](float x0, float x1, float x2, float x3) {
+                        if (m < 2) {
+                            mma(sum, even[m0], 0.f, odd[m0], 0.f, x0, x1);
+                            mma(sum, even[m1], 0.f, odd[m1], 0.f, x2, x3);
+                        } else {
+                            mma(sum, 0.f, even[m0], 0.f, odd[m0], x0, x1);
+                            mma(sum, 0.f, even[m1], 0.f, odd[m1], x2, x3);
+                        }
+                    };
+                    add(v[0], v[1], v[2], v[3]);
+                    if (kExact<T>) add(v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]));
+                }
+                // Columns 2q, 2q+1 of rows g and g+8; lanes q = 0, 1 hold channel 0, 2, 3 channel 1.
+                const float low = sum[0] + sum[1], high = sum[2] + sum[3];
+                float y = q % 2 ? high : low;
+                y += __shfl_xor_sync(~0u, q % 2 ? low : high, 1);
+                s_y[stage][16 * half + g + 8 * (q % 2)][2 * warp + q / 2] = kExact<T> ? y : y * kCutMean;
+            }
+            barrier_arrive(kDone + stage);
+        }
+    }
+    if (seg.last && p.last_state && alive) p.last_state[(long long)seg.sequence * N * E + at] = h;
+}
+
+// ----------------------------------------------------------------------------------------- carry
+// Block (channels, state, sequence): turns the local end states in segment_state into incoming states.
+__device__ void forward_carry(const ScanForward &p) {
+    const int ch = blockIdx.x * 32 + threadIdx.x, E = p.channels;
+    if (ch >= E) return;
+    const long long at = (long long)blockIdx.y * E + ch;
+    const float a = p.a[at] * kLog2e;
+    int i = 0;
+    while (i < p.segment_count && p.segments[i].sequence != (int)blockIdx.z) i++;
+    float h = p.initial_state ? p.initial_state[(long long)blockIdx.z * N * E + at] : 0.f;
+    for (; i < p.segment_count && p.segments[i].sequence == (int)blockIdx.z; i++) {
+        float *state = p.segment_state + (long long)i * N * E + at;
+        const float local = *state;
+        *state = h;
+        h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, local);
+    }
+}
+
+} // namespace scan
+
+#define SCAN_FORWARD(T, name)                                                                                  \
+    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 4,                        \
+                (scan::forward_tile<T, false>(p)))                                                             \
+    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 4,                       \
+                (scan::forward_tile<T, true>(p)))                                                              \
+    SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 1,                    \
+                (scan::forward_narrow<T>(p)))
+SCAN_FORWARD(__nv_bfloat16, bf16)
+SCAN_FORWARD(__half, f16)
+SCAN_FORWARD(float, f32)
+SCAN_KERNEL(selective_scan_forward_carry, ScanForward, 32, 1, (scan::forward_carry(p)))
