@@ -6,7 +6,7 @@
 // Definition: crates/mamba/src/ops/selective_scan/reference.rs. All arithmetic in f32.
 //
 // Launch            grid                                    block  dynamic shared memory
-//   tile, local     (ceil(channels / 64), segment_count)    128    sizeof(TileShared<dtype>)
+//   tile, local     (ceil(channels / 64), segment_count)    128    scan_forward_tile_shared(size)
 //   narrow          (ceil(channels / 8), segment_count)     256    0
 //   carry           (ceil(channels / 32), 16, sequences)    32     0
 // With split sequences: local, carry, then tile; else one launch of tile or narrow with segment_state null.
@@ -38,6 +38,8 @@ template <class T> struct TileShared {
     T raw_c[3][kTileSteps][N];
 };
 
+static_assert(sizeof(TileShared<float>) == scan_forward_tile_shared(4) && sizeof(TileShared<__half>) == scan_forward_tile_shared(2));
+
 template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &p) {
     extern __shared__ __align__(16) unsigned char shared_bytes[];
     TileShared<T> &s = *reinterpret_cast<TileShared<T> *>(shared_bytes);
@@ -46,6 +48,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int ch = first_channel + warp * 16 + 2 * g;
     const bool alive = ch < E;
     const ScanSegment seg = p.segments[blockIdx.y];
+    if (kLocal && seg.last) return; // nobody waits for it
 
     float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
     {
@@ -385,6 +388,7 @@ __device__ void forward_carry(const ScanForward &p) {
         float *state = p.segment_state + (long long)i * N * E + at;
         const float local = *state;
         *state = h;
+        if (p.segments[i].last) break;
         h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, local);
     }
 }

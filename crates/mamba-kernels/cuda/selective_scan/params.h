@@ -6,6 +6,11 @@
 // contiguous. "dtype" is the type of the kernel's instance: __nv_bfloat16, __half or float.
 #pragma once
 
+// Dynamic shared memory, bytes; `size` is the dtype's.
+constexpr int scan_forward_tile_shared(int size) { return 20480 + 7680 * size; }
+constexpr int kScanBackwardShared = 110592;
+constexpr int scan_generic_backward_shared(int states_a_lane) { return 8192 * states_a_lane; }
+
 // Rows [begin, end) of one sequence that one block walks through in order. A sequence is one segment, or,
 // where channels are few, several in order of time; each but the last is a multiple of 64 tokens long.
 // An empty sequence is one segment with begin == end.
