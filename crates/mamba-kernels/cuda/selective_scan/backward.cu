@@ -125,11 +125,11 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                 next_delta = load(p.delta, p.delta_stride, t + kRows);
             }
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
+            if (p.softplus) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (p.softplus) step[i] = softplus(step[i]);
-                if (t >= seg.end) step[i] = 0.f;
+                for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i]);
             }
+            if (t >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f; // no step: the state stays
             __syncwarp();
             w.step[part_row][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
             w.step[part_row][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
@@ -162,16 +162,18 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             {
                 float4 u4 = to_float4(in_u), x4 = to_float4(in_delta), z4 = to_float4(in_z), o4 = to_float4(in_dy);
                 float u[4] = {u4.x, u4.y, u4.z, u4.w}, step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
-                float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4], dz[4];
+                float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4] = {1.f, 1.f, 1.f, 1.f}, dz[4] = {};
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    step[i] += bias[i];
-                    slope[i] = 1.f;
-                    if (p.softplus) step[i] = softplus(step[i], slope[i]);
-                    if (t8 >= seg.end) step[i] = 0.f;
-                    dz[i] = 0.f;
-                    if (p.z) {
-                        float sg = sigmoid(z[i]), o = dy[i] * sg;
+                for (int i = 0; i < 4; i++) step[i] += bias[i];
+                if (p.softplus) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i], slope[i]);
+                }
+                if (t8 >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f;
+                if (p.z) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const float sg = sigmoid(z[i]), o = dy[i] * sg;
                         dy[i] = o * z[i];
                         dz[i] = o * fmaf(z[i], 1.f - sg, 1.f);
                     }
@@ -376,11 +378,15 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
                 if (p.z) in_z = load(p.z, p.z_stride, t - kRows);
             }
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                step[i] += bias[i];
-                if (p.softplus) step[i] = softplus(step[i]);
-                if (t >= seg.end) step[i] = 0.f;
-                if (p.z) dy[i] *= z[i] * sigmoid(z[i]);
+            for (int i = 0; i < 4; i++) step[i] += bias[i];
+            if (p.softplus) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i]);
+            }
+            if (t >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f;
+            if (p.z) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) dy[i] *= z[i] * sigmoid(z[i]);
             }
             __syncwarp();
             x[warp][part_row][2 * part] = make_float4(step[0], step[1], dy[0], dy[1]);

@@ -51,17 +51,39 @@ __device__ __forceinline__ float reciprocal(float x) {
     asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + __expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-kLog2e * x)); }
+
+// e^x for x <= 20. kExact types get the product's rounding error back (3e-8 relative instead of 3e-7).
+template <class T> __device__ __forceinline__ float exponential(float x) {
+    float t = x * kLog2e, e = exp2_fast(t);
+    return kExact<T> ? fmaf(e, fmaf(x, kLog2e, -t) * kLn2, e) : e;
+}
+
+// log(1 + w), 0 <= w < 2^29, relative error 1e-7 and no branch: 1 + w = 2^k (1 + m) with m in [-1/4, 1/2].
+__device__ __forceinline__ float log1p_positive(float w) {
+    const int k = (__float_as_int(1.f + w) - 0x3f400000) & 0xff800000; // k << 23
+    const float m = __int_as_float(__float_as_int(w) - k) + fmaf(0.25f, __int_as_float(0x40800000 - k), -1.f);
+    const float s = m * m;
+    float r = fmaf(-4.53482792e-2f, s, -1.32296383e-1f), t = fmaf(1.05469480e-1f, s, 1.44914404e-1f);
+    r = fmaf(r, s, -1.66415766e-1f);
+    t = fmaf(t, s, 1.99888635e-1f);
+    r = fmaf(r, s, -2.50002027e-1f);
+    r = fmaf(t, m, r);
+    r = fmaf(r, m, 3.33335280e-1f);
+    r = fmaf(r, m, -0.5f);
+    r = fmaf(r, s, m);
+    return fmaf(__int_as_float((k >> 23) + 0x4b400000) - 12582912.f, kLn2, r); // k as a float without a conversion
+}
 
 // log(1 + e^x), and its derivative where it is asked for.
-__device__ __forceinline__ float softplus(float x) {
-    float w = expf(fminf(x, 80.f));
-    return x > 20.f ? x : log1pf(w);
+template <class T> __device__ __forceinline__ float softplus(float x) {
+    const float w = exponential<T>(fminf(x, 20.f));
+    return fmaxf(x, log1p_positive(w)); // x past 20
 }
-__device__ __forceinline__ float softplus(float x, float &slope) {
-    float w = expf(fminf(x, 80.f));
+template <class T> __device__ __forceinline__ float softplus(float x, float &slope) {
+    const float w = exponential<T>(fminf(x, 20.f));
     slope = w * reciprocal(1.f + w);
-    return x > 20.f ? x : log1pf(w);
+    return fmaxf(x, log1p_positive(w)); // x past 20
 }
 
 // D += A(16x8) B(8x8), tf32 operands (f32 bits, the low 13 ignored). With g = lane / 4, q = lane % 4:

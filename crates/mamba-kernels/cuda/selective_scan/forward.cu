@@ -83,24 +83,27 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         int c = first_channel + 4 * part + i;
         bias[i] = p.delta_bias && c < E ? p.delta_bias[c] : 0.f;
     }
-    auto copy_stage = [&](int t0, int ring) {
-        constexpr int kPer = 16 / sizeof(T), kRow = kTileChannels / kPer, kBRow = N / kPer;
+    // A thread copies 16 bytes of u and of delta (f32: twice, 8 rows apart), and of one row of B or C.
+    constexpr int kPer = 16 / sizeof(T), kCopies = sizeof(T) / 2, kRowStep = kTileSteps / kCopies, kHalf = kTileThreads / 2;
+    const int copy_row = tid / (kTileChannels / kPer), copy_channel = tid % (kTileChannels / kPer) * kPer;
+    const int copy_at = first_channel + copy_channel < E ? first_channel + copy_channel : 0;
+    const int bc_row = tid % kHalf / (N / kPer), bc_at = tid % kHalf % (N / kPer) * kPer;
+    const T *from_u = row<T>(p.u, p.u_stride, seg.begin + copy_row) + copy_at;
+    const T *from_delta = row<T>(p.delta, p.delta_stride, seg.begin + copy_row) + copy_at;
+    const T *from_bc = (tid < kHalf ? row<T>(p.b, p.b_stride, seg.begin + bc_row) : row<T>(p.c, p.c_stride, seg.begin + bc_row)) + bc_at;
+    const long long bc_stride = tid < kHalf ? p.b_stride : p.c_stride;
+    auto copy_stage = [&](int t0, int ring) { // in order of t0
 #pragma unroll
-        for (int i = tid; i < kTileSteps * kRow; i += kTileThreads) {
-            int r = i / kRow, c = i % kRow * kPer, t = t0 + r;
-            bool valid = t < seg.end && first_channel + c < E;
-            long long token = valid ? t : seg.begin;
-            int at = valid ? first_channel + c : 0;
-            copy16(&s.raw_u[ring][r][c], row<T>(p.u, p.u_stride, token) + at, valid);
-            copy16(&s.raw_delta[ring][r][c], row<T>(p.delta, p.delta_stride, token) + at, valid);
+        for (int i = 0; i < kCopies; i++) {
+            const int r = copy_row + i * kRowStep;
+            const bool valid = t0 + r < seg.end && first_channel + copy_channel < E;
+            copy16(&s.raw_u[ring][r][copy_channel], from_u + i * kRowStep * p.u_stride, valid);
+            copy16(&s.raw_delta[ring][r][copy_channel], from_delta + i * kRowStep * p.delta_stride, valid);
         }
-        for (int i = tid; i < 2 * kTileSteps * kBRow; i += kTileThreads) {
-            int k = i % (kTileSteps * kBRow), r = k / kBRow, c = k % kBRow * kPer, t = t0 + r;
-            bool valid = t < seg.end;
-            long long token = valid ? t : seg.begin;
-            if (i < kTileSteps * kBRow) copy16(&s.raw_b[ring][r][c], row<T>(p.b, p.b_stride, token) + c, valid);
-            else if (!kLocal) copy16(&s.raw_c[ring][r][c], row<T>(p.c, p.c_stride, token) + c, valid);
-        }
+        if (bc_row < kTileSteps) copy16(tid < kHalf ? &s.raw_b[ring][bc_row][bc_at] : &s.raw_c[ring][bc_row][bc_at], from_bc, t0 + bc_row < seg.end);
+        from_u += kTileSteps * p.u_stride;
+        from_delta += kTileSteps * p.delta_stride;
+        from_bc += kTileSteps * bc_stride;
         copy_commit();
     };
     auto convert = [&](int t0, int ring, int buffer) {
@@ -110,11 +113,11 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             float4 u = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_u[ring][r][4 * part]));
             float4 x = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_delta[ring][r][4 * part]));
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
+            if (p.softplus) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (p.softplus) step[i] = softplus(step[i]);
-                if (t0 + r >= seg.end) step[i] = 0.f; // no step: the state stays
+                for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i]);
             }
+            if (t0 + r >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f; // no step: the state stays
             s.x[buffer][r][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
             s.x[buffer][r][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
         }
@@ -123,6 +126,10 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         else if (!kLocal) s.c[buffer][r][c] = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_c[ring][r][4 * c]));
     };
 
+    const float ungated = p.z ? 0.f : 1.f; // z is zero then
+    const int z_stride = (int)p.z_stride, y_stride = (int)p.y_stride;
+    const T *from_z = p.z ? row<T>(p.z, z_stride, seg.begin + 2 * q) + ch : nullptr;
+    T *to_y = kLocal ? nullptr : row<T>(p.y, y_stride, seg.begin + 2 * q) + ch;
     int ring = 0; // of the stage being scanned
     if (seg.begin < seg.end) {
         copy_stage(seg.begin, 0);
@@ -139,15 +146,15 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
             store_state(p.boundary_state, seg.chunk + (t0 - seg.begin) / kChunk);
 
-        Pair<T> gate[2][2]; // z of steps 8*half + 2q, +1
+        Pair<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
         if (!kLocal && p.z) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int t = t0 + 8 * (i / 2) + 2 * q + i % 2;
-                gate[i / 2][i % 2] = {};
-                if (t < seg.end && alive)
-                    gate[i / 2][i % 2] = *reinterpret_cast<const Pair<T> *>(row<T>(p.z, p.z_stride, t) + ch);
+                const int r = 8 * (i / 2) + i % 2;
+                if (t0 + r + 2 * q < seg.end && alive)
+                    gate[i / 2][i % 2] = *reinterpret_cast<const Pair<T> *>(from_z + r * z_stride);
             }
+            from_z += kTileSteps * z_stride;
         }
         const float4 *x = &s.x[buffer][0][warp * 8 + g], *b = &s.b[buffer][0][q];
 #pragma unroll
@@ -190,21 +197,19 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             if (!kLocal) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
-                    const int r = 8 * half + 2 * q + i, t = t0 + r;
+                    const int r = 8 * half + 2 * q + i;
                     const Pair<T> u = *reinterpret_cast<const Pair<T> *>(&s.raw_u[ring][r][warp * 16 + 2 * g]);
                     constexpr float kScale = kExact<T> ? 1.f : kCutMean;
                     float v0 = fmaf(y[0][i], kScale, skip.x * to_float(u.v[0]));
                     float v1 = fmaf(y[1][i], kScale, skip.y * to_float(u.v[1]));
-                    if (p.z) {
-                        float z0 = to_float(gate[half][i].v[0]), z1 = to_float(gate[half][i].v[1]);
-                        v0 *= z0 * sigmoid(z0);
-                        v1 *= z1 * sigmoid(z1);
-                    }
-                    if (t < seg.end && alive)
-                        *reinterpret_cast<Pair<T> *>(row<T>(p.y, p.y_stride, t) + ch) = pair_of<T>(v0, v1);
+                    const float z0 = to_float(gate[half][i].v[0]), z1 = to_float(gate[half][i].v[1]);
+                    v0 *= fmaf(z0, sigmoid(z0), ungated);
+                    v1 *= fmaf(z1, sigmoid(z1), ungated);
+                    if (t0 + r < seg.end && alive) *reinterpret_cast<Pair<T> *>(to_y + (8 * half + i) * y_stride) = pair_of<T>(v0, v1);
                 }
             }
         }
+        to_y += kTileSteps * y_stride;
         if (t0 + kTileSteps < seg.end) convert(t0 + kTileSteps, ring1, buffer ^ 1);
         ring = ring1;
     }
@@ -222,8 +227,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 // A block is 8 channels: warps 0-3 scan two channels each, one state a lane; warps 4-7 load, convert, and
 // finish y (skip, gate, store). Stages of 32 steps in a ring of three, handed over by named barriers. B and C
 // lie transposed, so that one 16-byte read serves 4 steps.
-// y: v = C h of two steps is operand B (k is q, columns are g); operand A is zeros and ones that put step t's
-// sum over q in row t; the four columns of a channel are then added.
+// y: v = C h of four steps is operand A (rows are g, k is q); operand B is zeros and ones that sum over q and put
+// each four steps into a lane of their own; shuffles add the four rows of a channel.
 
 constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 3;
 constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
@@ -288,7 +293,7 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
                 if (k >= kNarrowStages && k < stages + kNarrowStages) finish(k - kNarrowStages, (slot + kRing - kNarrowStages) % kRing);
                 if (k < stages) {
                     float2 x = make_float2(to_float(delta[slot].v[0]) + bias.x, to_float(delta[slot].v[1]) + bias.y);
-                    if (p.softplus) x = make_float2(softplus(x.x), softplus(x.y));
+                    if (p.softplus) x = make_float2(softplus<T>(x.x), softplus<T>(x.y));
                     if (seg.begin + k * kNarrowSteps + step >= seg.end) x = make_float2(0.f, 0.f);
                     s_step[stage][2 * part][step] = x.x;
                     s_step[stage][2 * part + 1][step] = x.y;
@@ -318,7 +323,7 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
                         : p.initial_state ? p.initial_state + (long long)seg.sequence * N * E
                                           : nullptr;
     float h = init && alive ? init[at] : 0.f;
-    float even[4], odd[4]; // operand A that puts steps 2m and 2m+1 (of 8) into rows 2m and 2m+1
+    float even[4], odd[4]; // operand B that puts the sums of steps 4m .. 4m+3 into lane q = m
 #pragma unroll
     for (int m = 0; m < 4; m++) {
         even[m] = g == 2 * m ? 1.f : 0.f;
@@ -349,24 +354,18 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
                         h = fmaf(exp2_fast(step[i] * a), h, input[i] * to_float(bc.v[i].v[0]));
                         v[i] = h * to_float(bc.v[i].v[1]);
                     }
-                    const int m0 = 2 * m % 4, m1 = m0 + 1;
-                    auto add = [&](float x0, float x1, float x2, float x3) {
-                        if (m < 2) {
-                            mma(sum, even[m0], 0.f, odd[m0], 0.f, x0, x1);
-                            mma(sum, even[m1], 0.f, odd[m1], 0.f, x2, x3);
-                        } else {
-                            mma(sum, 0.f, even[m0], 0.f, odd[m0], x0, x1);
-                            mma(sum, 0.f, even[m1], 0.f, odd[m1], x2, x3);
-                        }
-                    };
-                    add(v[0], v[1], v[2], v[3]);
-                    if (kExact<T>) add(v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]));
+                    mma(sum, v[0], v[1], v[2], v[3], even[m], odd[m]);
+                    if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m], odd[m]);
                 }
-                // Columns 2q, 2q+1 of rows g and g+8; lanes q = 0, 1 hold channel 0, 2, 3 channel 1.
-                const float low = sum[0] + sum[1], high = sum[2] + sum[3];
-                float y = q % 2 ? high : low;
-                y += __shfl_xor_sync(~0u, q % 2 ? low : high, 1);
-                s_y[stage][16 * half + g + 8 * (q % 2)][2 * warp + q / 2] = kExact<T> ? y : y * kCutMean;
+                // sum: steps 4q + 0, 2, 1, 3 over four states of row g's; now over the four rows of the channel,
+                // each of which keeps one step.
+                const bool upper = g & 1, second = g & 2;
+                float y0 = upper ? sum[1] : sum[0], y1 = upper ? sum[3] : sum[2];
+                y0 += __shfl_xor_sync(~0u, upper ? sum[0] : sum[1], 4);
+                y1 += __shfl_xor_sync(~0u, upper ? sum[2] : sum[3], 4);
+                float y = second ? y1 : y0;
+                y += __shfl_xor_sync(~0u, second ? y0 : y1, 8);
+                s_y[stage][16 * half + 4 * q + 2 * upper + second][local] = kExact<T> ? y : y * kCutMean;
             }
             barrier_arrive(kDone + stage);
         }

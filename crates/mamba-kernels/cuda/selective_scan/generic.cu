@@ -55,7 +55,7 @@ template <class T, int kPerLane> __device__ void generic_forward(const ScanForwa
             store(p.boundary_state, seg.chunk + (t - seg.begin) / kChunk);
         const float u = at<T>(p.u, p.u_stride, t, c);
         float step = at<T>(p.delta, p.delta_stride, t, c) + bias, y = 0.f;
-        if (p.softplus) step = softplus(step);
+        if (p.softplus) step = softplus<T>(step);
 #pragma unroll
         for (int k = 0; k < kPerLane; k++) {
             if (!has[k]) continue;
@@ -108,7 +108,7 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
             for (int i = 0; i < count; i++) {
                 const float u = at<T>(p.u, p.u_stride, t0 + i, c);
                 float step = at<T>(p.delta, p.delta_stride, t0 + i, c) + bias;
-                if (p.softplus) step = softplus(step);
+                if (p.softplus) step = softplus<T>(step);
 #pragma unroll
                 for (int k = 0; k < kPerLane; k++) {
                     s_before[(i * kPerLane + k) * 32 + threadIdx.x] = h[k];
@@ -121,7 +121,7 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
                 const int t = t0 + i;
                 const float u = at<T>(p.u, p.u_stride, t, c), dout = at<T>(p.dy, p.dy_stride, t, c);
                 float step = at<T>(p.delta, p.delta_stride, t, c) + bias, slope = 1.f, dy = dout, dz_factor = 0.f;
-                if (p.softplus) step = softplus(step, slope);
+                if (p.softplus) step = softplus<T>(step, slope);
                 if (p.z) {
                     float z = at<T>(p.z, p.z_stride, t, c), s = sigmoid(z);
                     dy = dout * z * s;
