@@ -2,7 +2,7 @@
 //   nvcc -arch=sm_90 -O3 -std=c++17 check/selective_scan.cu selective_scan/*.cu -o scan_check
 //   ./scan_check            check, then time
 //   ./scan_check check      check only         ./scan_check small   a few small cases (for compute-sanitizer)
-//   ./scan_check time [json file]
+//   ./scan_check time [json file, or -] [batch x channels x length]
 // Every output is filled with NaN first, so that an unwritten element is seen. Inputs lie as in the model:
 // z is the second half of in_proj's output, B and C are columns of x_proj's.
 #include "launch.h"
@@ -88,13 +88,15 @@ __host__ __device__ inline float uniform(uint64_t i, uint64_t seed) { // [0, 1),
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
     return (float)((x ^ (x >> 31)) >> 40) / 16777216.f;
 }
-enum class Fill { normal, positive, a, bias };
+enum class Fill { normal, positive, a, bias, slow_bias, delta };
 template <class T> __global__ void fill(T *to, size_t count, uint64_t seed, Fill kind, int E) {
     for (size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x; i < count; i += (size_t)gridDim.x * blockDim.x) {
         float x = uniform(i, seed);
         if (kind == Fill::normal) x = (x + uniform(i, seed + 1) + uniform(i, seed + 2) + uniform(i, seed + 3) - 2.f) * 1.7f;
         else if (kind == Fill::positive) x *= 0.3f;
         else if (kind == Fill::a) x = -(float)(i / E + 1) * (0.5f + x); // as S4D-real initialises it, n + 1, and half around
+        else if (kind == Fill::delta) x = -1.f + 0.5f * x;              // as in the reference vectors
+        else if (kind == Fill::bias) x *= 0.5f;
         else x = logf(expm1f(expf(logf(1e-3f) + x * logf(100.f))));     // softplus(bias) spread over 1e-3 .. 1e-1
         to[i] = (T)x;
     }
@@ -120,6 +122,7 @@ struct Shape {
     std::vector<int> lengths;
     int E, N;
     bool softplus = true, gate = true, skip = true, bias = true, initial = false, last = false;
+    bool slow = false; // steps as a new model has them, 1e-3 to 1e-1: states that last for thousands of tokens
     int lead = 0; // elements before B in its row: x_proj's dt_rank
 };
 
@@ -134,7 +137,7 @@ template <class T> struct Case {
     T *u, *delta, *xz, *xp, *y, *dy, *du, *ddelta, *dz;
     float *a, *d = nullptr, *bias = nullptr, *h0 = nullptr, *dlast = nullptr, *last, *dh0, *boundary, *db, *dc, *da, *dd, *dbias;
     ScanSegment *segments;
-    float *segment_state, *segment_delta, *bc_partial, *a_partial, *d_partial, *bias_partial;
+    float *segment_state, *segment_delta, *state_scratch, *bc_partial, *a_partial, *d_partial, *bias_partial;
     size_t chunks = 0;
 
     explicit Case(Shape s, uint64_t seed = 1) : shape(s) {
@@ -148,11 +151,11 @@ template <class T> struct Case {
         u = pool.get<T>(elements), delta = pool.get<T>(elements), dy = pool.get<T>(elements);
         xz = pool.get<T>(2 * elements), xp = pool.get<T>((size_t)tokens * row_xp());
         y = pool.get<T>(elements), du = pool.get<T>(elements), ddelta = pool.get<T>(elements), dz = pool.get<T>(2 * elements);
-        random(u, elements, 1, Fill::normal), random(delta, elements, 2, s.softplus ? Fill::normal : Fill::positive);
+        random(u, elements, 1, Fill::normal), random(delta, elements, 2, !s.softplus ? Fill::positive : s.slow ? Fill::normal : Fill::delta);
         random(xz, 2 * elements, 3, Fill::normal), random(xp, (size_t)tokens * row_xp(), 4, Fill::normal), random(dy, elements, 5, Fill::normal);
         a = pool.get<float>(en), random(a, en, 6, Fill::a);
         if (s.skip) d = pool.get<float>(s.E), random(d, s.E, 7, Fill::normal);
-        if (s.bias) bias = pool.get<float>(s.E), random(bias, s.E, 8, s.softplus ? Fill::bias : Fill::positive);
+        if (s.bias) bias = pool.get<float>(s.E), random(bias, s.E, 8, !s.softplus ? Fill::positive : s.slow ? Fill::slow_bias : Fill::bias);
         if (s.initial) h0 = pool.get<float>(en * sequences), random(h0, en * sequences, 9, Fill::normal);
         if (s.last) dlast = pool.get<float>(en * sequences), random(dlast, en * sequences, 10, Fill::normal);
         last = pool.get<float>(en * sequences), dh0 = pool.get<float>(en * sequences), boundary = pool.get<float>(en * chunks);
@@ -160,6 +163,7 @@ template <class T> struct Case {
         da = pool.get<float>(en), dd = pool.get<float>(s.E), dbias = pool.get<float>(s.E);
         segments = pool.get<ScanSegment>(segs);
         segment_state = pool.get<float>(en * segs), segment_delta = pool.get<float>(s.E * segs);
+        state_scratch = pool.get<float>(segs * ceil_div(s.E, 64) * 16384);
         bc_partial = pool.get<float>((size_t)std::max(ceil_div(s.E, 64), 32) * tokens * 2 * s.N);
         a_partial = pool.get<float>(en * segs), d_partial = pool.get<float>(s.E * segs), bias_partial = pool.get<float>(s.E * segs);
         CHECK(cudaDeviceSynchronize());
@@ -190,7 +194,7 @@ template <class T> struct Case {
         p.u = f.u, p.delta = f.delta, p.z = f.z, p.b = f.b, p.c = f.c, p.dy = dy, p.du = du, p.ddelta = ddelta;
         p.dz = shape.gate ? dz + shape.E : nullptr;
         p.a = a, p.d = d, p.delta_bias = bias, p.boundary_state = boundary, p.last_state_grad = dlast, p.initial_state_grad = dh0;
-        p.segment_state = f.segment_state, p.segment_delta = segment_delta, p.bc_partial = bc_partial;
+        p.segment_state = f.segment_state, p.segment_delta = segment_delta, p.state_scratch = state_scratch, p.bc_partial = bc_partial;
         p.a_partial = a_partial, p.d_partial = d_partial, p.bias_partial = bias_partial;
         p.db = db, p.dc = dc, p.da = da, p.dd = d ? dd : nullptr, p.dbias = bias ? dbias : nullptr, p.segments = segments;
         p.u_stride = f.u_stride, p.delta_stride = f.delta_stride, p.z_stride = f.z_stride, p.b_stride = f.b_stride, p.c_stride = f.c_stride;
@@ -271,6 +275,7 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
         auto add = [&](const char *what, const std::vector<double> &x, const double *exact, bool in_t, double bound) {
             std::vector<double> e = host(exact, x.size());
             if (in_t && !wide_type) bound = 1.1 * rounding<T>(e) + 1e-7;
+            else if (shape.slow) bound = 1e-5; // f32 decays near one, multiplied over thousands of steps
             results.push_back({what, relative(x, e), bound});
         };
         const double sums = wide_type ? 5e-7 : 2e-6;
@@ -355,6 +360,9 @@ bool check_all() {
     ok &= check<__nv_bfloat16>("packed 200 bf16", packed, fast);
     ok &= check<__half>("packed 200 f16", packed, fast);
     ok &= check<float>("packed 200 f32", packed, fast);
+    packed.slow = true;
+    ok &= check<__nv_bfloat16>("packed 200 slow bf16", packed, fast);
+    ok &= check<float>("packed 200 slow f32", packed, fast);
     for (int n : {1, 2, 8, 16, 33, 64, 100, 256}) {
         Shape s{{70, 0, 131}, 21, n};
         s.lead = 5, s.initial = s.last = true;
@@ -437,17 +445,17 @@ const char *name_of(ScanPlan p) {
     return text;
 }
 
-void time_all(const char *json) {
+void time_all(const char *json, const std::string &only) {
     const ScanPlan narrow{ScanPath::narrow, 1};
     auto tile = [](int n) { return ScanPlan{ScanPath::tile, n}; };
     std::vector<Row> rows{
-        {8, 2048, 2048, 56, 14, {tile(1), tile(2), narrow}, {tile(1), tile(2)}},
+        {8, 2048, 2048, 56, 14, {tile(1), narrow}, {tile(1), tile(2)}},
         {64, 1536, 512, 63, 15, {tile(1)}, {tile(1)}},
         {8, 5120, 4096, 59, 14, {tile(1)}, {tile(1)}},
-        {1, 1024, 131072, 46, 12, {tile(64), narrow, tile(33)}, {tile(66), tile(16), tile(33), tile(132)}},
-        {1, 5120, 2048, 53, 12, {tile(8), narrow, tile(4)}, {tile(4), tile(3), tile(7), tile(10)}},
-        {1, 1024, 2048, 40, 7, {tile(16), narrow, tile(32)}, {tile(16), tile(32)}},
-        {1, 1024, 524288, 47, 0, {tile(64), narrow}, {}},
+        {1, 1024, 131072, 46, 12, {tile(49), narrow, tile(99)}, {tile(24), tile(49), tile(99)}},
+        {1, 5120, 2048, 53, 12, {tile(4), narrow, tile(9)}, {tile(4), tile(5), tile(9), tile(14)}},
+        {1, 1024, 2048, 40, 7, {tile(16), narrow, tile(22)}, {tile(16), tile(32)}},
+        {1, 1024, 524288, 47, 0, {tile(99), narrow}, {}},
     };
     cudaDeviceProp device;
     int driver;
@@ -460,6 +468,8 @@ void time_all(const char *json) {
     std::printf("batch x channels x length | plan | us (10..90 %%) | Gelem/s | graph us | Gelem/s | of official\n");
     for (size_t i = 0; i < rows.size(); i++) {
         Row &row = rows[i];
+        const std::string label = std::to_string(row.batch) + "x" + std::to_string(row.channels) + "x" + std::to_string(row.length);
+        if (!only.empty() && only != label) continue;
         Shape shape{std::vector<int>(row.batch, row.length), row.channels, 16};
         Case<__nv_bfloat16> c(shape, 11);
         char text[512];
@@ -497,7 +507,7 @@ void time_all(const char *json) {
         }
     }
     out += "]}\n";
-    if (json) {
+    if (json && std::strcmp(json, "-")) {
         FILE *file = std::fopen(json, "w");
         std::fputs(out.c_str(), file);
         std::fclose(file);
@@ -514,6 +524,6 @@ int main(int argc, char **argv) {
         std::printf(ok ? "all checks passed\n" : "CHECKS FAILED\n");
         if (!ok) return 1;
     }
-    if (mode == "all" || mode == "time") time_all(argc > 2 ? argv[2] : nullptr);
+    if (mode == "all" || mode == "time") time_all(argc > 2 ? argv[2] : nullptr, argc > 3 ? argv[3] : "");
     return 0;
 }

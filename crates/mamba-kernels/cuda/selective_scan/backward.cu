@@ -15,7 +15,8 @@
 //
 // A warp is 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states 4q .. 4q+3. Per 64
 // steps, from the last to the first:
-//   1. forward from the kept state, leaving the state before every 4th step in shared memory;
+//   1. forward from the kept state, leaving the state before every 4th step in a scratch that stays in the L2
+//      (in shared memory it would cost the third block a multiprocessor);
 //   2. 4 steps at a time from the last: e and h of all four in registers, then backwards through them.
 // So every exponential is taken twice. Sums over a channel's states (y, B dh, A q) are tensor-core products that
 // also hand step i to lane q = i; sums over channels (dB, dC) go through shared memory, then over the block's
@@ -29,7 +30,6 @@ constexpr int N = 16, kChannels = 64, kThreads = 128, kWarps = 4, kTile = 4, kRo
 struct BackwardShared {
     float4 b[kChunk][N / 4], c[kChunk][N / 4];
     struct Warp {
-        float4 state[kChunk / kTile][2][32];  // before every 4th step, [channel][lane]
         float4 step[kRows][8];                // (step, step, step u, step u) of channels 2g, 2g+1
         float4 grad[kRows][8];                // (dy, dy, u, u)
         float4 rest[kRows][8];                // (softplus slope, slope, dz / y, dz / y)
@@ -65,6 +65,10 @@ template <class T> __device__ void backward(const ScanBackward &p) {
     const int warp_channel = blockIdx.x * kChannels + warp * 16, ch = warp_channel + 2 * g;
     const bool alive = ch < E;
     const ScanSegment seg = p.segments[blockIdx.y];
+
+    // State before every 4th step: [channel][lane] of this warp.
+    float4 *scratch = reinterpret_cast<float4 *>(p.state_scratch) +
+                      (((long long)blockIdx.y * gridDim.x + blockIdx.x) * kWarps + warp) * (kChunk / kTile * 64) + lane;
 
     float a[2][4], carry[2][4], da[2][4] = {}, dbias[2] = {}, dd[2] = {};
     {
@@ -125,11 +129,11 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                 next_delta = load(p.delta, p.delta_stride, t + kRows);
             }
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
-            if (p.softplus) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i]);
+            for (int i = 0; i < 4; i++) {
+                step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
+                step[i] = t < seg.end ? step[i] : 0.f; // no step: the state stays
             }
-            if (t >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f; // no step: the state stays
             __syncwarp();
             w.step[part_row][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
             w.step[part_row][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
@@ -137,23 +141,35 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 #pragma unroll
             for (int tile = 0; tile < kRows / kTile; tile++) {
                 const int first = group * kRows + tile * kTile;
-                w.state[first / kTile][0][lane] = make_float4(h[0][0], h[0][1], h[0][2], h[0][3]);
-                w.state[first / kTile][1][lane] = make_float4(h[1][0], h[1][1], h[1][2], h[1][3]);
+                scratch[first / kTile * 64] = make_float4(h[0][0], h[0][1], h[0][2], h[0][3]);
+                scratch[first / kTile * 64 + 32] = make_float4(h[1][0], h[1][1], h[1][2], h[1][3]);
                 if (tile == 1 && group + 1 == groups) break; // nobody needs the state after the last tile
+                float e[kTile][2][4];
+                float4 x4[kTile];
 #pragma unroll
                 for (int i = 0; i < kTile; i++) {
-                    const float4 x4 = w.step[tile * kTile + i][g], b4 = s.b[first + i][q];
+                    x4[i] = w.step[tile * kTile + i][g];
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        e[i][0][r] = exp2_fast(x4[i].x * a[0][r]);
+                        e[i][1][r] = exp2_fast(x4[i].y * a[1][r]);
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < kTile; i++) {
+                    const float4 b4 = s.b[first + i][q];
                     const float b[4] = {b4.x, b4.y, b4.z, b4.w};
 #pragma unroll
                     for (int r = 0; r < 4; r++) {
-                        h[0][r] = fmaf(exp2_fast(x4.x * a[0][r]), h[0][r], x4.z * b[r]);
-                        h[1][r] = fmaf(exp2_fast(x4.y * a[1][r]), h[1][r], x4.w * b[r]);
+                        h[0][r] = fmaf(e[i][0][r], h[0][r], x4[i].z * b[r]);
+                        h[1][r] = fmaf(e[i][1][r], h[1][r], x4[i].w * b[r]);
                     }
                 }
             }
         }
 
-        // 2. Backward.
+        // 2. Backward. Each lane reads back what it wrote.
+        float4 kept0 = scratch[(groups * 2 - 1) * 64], kept1 = scratch[(groups * 2 - 1) * 64 + 32];
         int t8 = t0 + (groups - 1) * kRows + part_row;
         Quad<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8), in_z = {};
         Quad<T> in_dy = load(p.dy, p.dy_stride, t8);
@@ -162,14 +178,16 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             {
                 float4 u4 = to_float4(in_u), x4 = to_float4(in_delta), z4 = to_float4(in_z), o4 = to_float4(in_dy);
                 float u[4] = {u4.x, u4.y, u4.z, u4.w}, step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
-                float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4] = {1.f, 1.f, 1.f, 1.f}, dz[4] = {};
+                float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4], dz[4] = {};
 #pragma unroll
                 for (int i = 0; i < 4; i++) step[i] += bias[i];
-                if (p.softplus) {
 #pragma unroll
-                    for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i], slope[i]);
+                for (int i = 0; i < 4; i++) {
+                    float slope_here;
+                    const float step_here = softplus<T>(step[i], slope_here);
+                    step[i] = t8 < seg.end ? select(p.softplus, step_here, step[i]) : 0.f;
+                    slope[i] = t8 < seg.end ? select(p.softplus, slope_here, 1.f) : 0.f; // no step, no gradient
                 }
-                if (t8 >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f;
                 if (p.z) {
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
@@ -200,11 +218,20 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                 const int first = group * kRows + tile * kTile;
                 const float4(*step)[8] = w.step + tile * kTile, (*grad)[8] = w.grad + tile * kTile;
                 const float4(*rest)[8] = w.rest + tile * kTile;
-                float decay[kTile][2][4], state[kTile + 1][2][4], y[2];
+                float decay[kTile][2][4], y[2];
+                float state[kTile + 1][2][4] = {{{kept0.x, kept0.y, kept0.z, kept0.w}, {kept1.x, kept1.y, kept1.z, kept1.w}}};
+                if (first > 0) {
+                    kept0 = scratch[(first / kTile - 1) * 64];
+                    kept1 = scratch[(first / kTile - 1) * 64 + 32];
+                }
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
-                    float4 v = w.state[first / kTile][k][lane];
-                    state[0][k][0] = v.x, state[0][k][1] = v.y, state[0][k][2] = v.z, state[0][k][3] = v.w;
+                for (int i = 0; i < kTile; i++) {
+                    const float4 x4 = step[i][g];
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        decay[i][0][r] = exp2_fast(x4.x * a[0][r]);
+                        decay[i][1][r] = exp2_fast(x4.y * a[1][r]);
+                    }
                 }
                 const float4 c_column = s.c[first + g / 2][q]; // operand B: column g is step g / 2
 #pragma unroll
@@ -214,10 +241,8 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 #pragma unroll
                     for (int k = 0; k < 2; k++)
 #pragma unroll
-                        for (int r = 0; r < 4; r++) {
-                            decay[i][k][r] = exp2_fast((k ? x4.y : x4.x) * a[k][r]);
+                        for (int r = 0; r < 4; r++)
                             state[i + 1][k][r] = fmaf(decay[i][k][r], state[i][k][r], (k ? x4.w : x4.z) * b[r]);
-                        }
                     if constexpr (kExact<T>) {
                         const float4 c4 = s.c[first + i][q];
 #pragma unroll
@@ -284,15 +309,12 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                     const int t = t0 + first + q;
                     dd[0] = fmaf(d4.x, d4.z, dd[0]);
                     dd[1] = fmaf(d4.y, d4.w, dd[1]);
-                    if (t < seg.end && alive) {
-                        *reinterpret_cast<Pair<T> *>(row<T>(p.du, p.du_stride, t) + ch) =
-                            pair_of<T>(fmaf(skip.x, d4.x, x4.x * (sums[0] * kScale)), fmaf(skip.y, d4.y, x4.y * (sums[1] * kScale)));
-                        *reinterpret_cast<Pair<T> *>(row<T>(p.ddelta, p.ddelta_stride, t) + ch) =
-                            pair_of<T>(sums[2] * kScale * r4.x, sums[3] * kScale * r4.y);
-                        if (p.z)
-                            *reinterpret_cast<Pair<T> *>(row<T>(p.dz, p.dz_stride, t) + ch) =
-                                pair_of<T>(r4.z * fmaf(skip.x, d4.z, y[0]), r4.w * fmaf(skip.y, d4.w, y[1]));
-                    }
+                    const bool valid = t < seg.end && alive;
+                    store_if<T>(row<T>(p.du, p.du_stride, t) + ch,
+                                pair_of<T>(fmaf(skip.x, d4.x, x4.x * (sums[0] * kScale)), fmaf(skip.y, d4.y, x4.y * (sums[1] * kScale))), valid);
+                    store_if<T>(row<T>(p.ddelta, p.ddelta_stride, t) + ch, pair_of<T>(sums[2] * kScale * r4.x, sums[3] * kScale * r4.y), valid);
+                    store_if<T>(row<T>(p.dz, p.dz_stride, t) + ch,
+                                pair_of<T>(r4.z * fmaf(skip.x, d4.z, y[0]), r4.w * fmaf(skip.y, d4.w, y[1])), valid && p.dz);
                 }
                 __syncwarp();
                 { // lane: step lane / 8, quad lane % 8 of (dB, dC)
@@ -379,11 +401,11 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) step[i] += bias[i];
-            if (p.softplus) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i]);
+            for (int i = 0; i < 4; i++) {
+                step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
+                step[i] = t < seg.end ? step[i] : 0.f;
             }
-            if (t >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f;
             if (p.z) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) dy[i] *= z[i] * sigmoid(z[i]);
@@ -470,7 +492,7 @@ __device__ void reduce_segments(const ScanBackward &p) {
 } // namespace scan
 
 #define SCAN_BACKWARD(T, name)                                                                                 \
-    SCAN_KERNEL(selective_scan_backward_##name, ScanBackward, scan::kThreads, 2, (scan::backward<T>(p)))       \
+    SCAN_KERNEL(selective_scan_backward_##name, ScanBackward, scan::kThreads, 3, (scan::backward<T>(p)))       \
     SCAN_KERNEL(selective_scan_backward_local_##name, ScanBackward, scan::kThreads, 4, (scan::backward_local<T>(p)))
 SCAN_BACKWARD(__nv_bfloat16, bf16)
 SCAN_BACKWARD(__half, f16)

@@ -75,6 +75,21 @@ __device__ __forceinline__ float log1p_positive(float w) {
     return fmaf(__int_as_float((k >> 23) + 0x4b400000) - 12582912.f, kLn2, r); // k as a float without a conversion
 }
 
+// *to = x where valid, without a branch (4 or 8 bytes).
+template <class T> __device__ __forceinline__ void store_if(T *to, Pair<T> x, bool valid) {
+    if constexpr (sizeof(x) == 4)
+        asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.b32 [%0], %1; }" ::"l"(to), "r"(*reinterpret_cast<uint32_t *>(&x)), "r"((int)valid) : "memory");
+    else
+        asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p st.global.b64 [%0], %1; }" ::"l"(to), "l"(*reinterpret_cast<uint64_t *>(&x)), "r"((int)valid) : "memory");
+}
+
+// which ? yes : no, both computed: a branch would keep the compiler from mixing this code with its surroundings.
+__device__ __forceinline__ float select(int which, float yes, float no) {
+    float r;
+    asm("{ .reg .pred p; setp.ne.s32 p, %3, 0; selp.f32 %0, %1, %2, p; }" : "=f"(r) : "f"(yes), "f"(no), "r"(which));
+    return r;
+}
+
 // log(1 + e^x), and its derivative where it is asked for.
 template <class T> __device__ __forceinline__ float softplus(float x) {
     const float w = exponential<T>(fminf(x, 20.f));

@@ -113,11 +113,11 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             float4 u = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_u[ring][r][4 * part]));
             float4 x = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_delta[ring][r][4 * part]));
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
-            if (p.softplus) {
 #pragma unroll
-                for (int i = 0; i < 4; i++) step[i] = softplus<T>(step[i]);
+            for (int i = 0; i < 4; i++) {
+                step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
+                step[i] = t0 + r < seg.end ? step[i] : 0.f; // no step: the state stays
             }
-            if (t0 + r >= seg.end) step[0] = step[1] = step[2] = step[3] = 0.f; // no step: the state stays
             s.x[buffer][r][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
             s.x[buffer][r][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
         }
@@ -157,6 +157,14 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             from_z += kTileSteps * z_stride;
         }
         const float4 *x = &s.x[buffer][0][warp * 8 + g], *b = &s.b[buffer][0][q];
+        // The exponentials run one step ahead: the unit's latency is several times a step's instructions.
+        float4 x_next = x[0];
+        float e0[4], e1[4];
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            e0[r] = exp2_fast(x_next.x * a0[r]);
+            e1[r] = exp2_fast(x_next.y * a1[r]);
+        }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const float4 c8 = s.c[buffer][8 * half + g][q];
@@ -164,12 +172,23 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int t = 8 * half + i;
-                const float4 xv = x[t * (kTileChannels / 2)], bv = b[t * (N / 4)];
+                const float4 xv = x_next, bv = b[t * (N / 4)];
                 const float bs[4] = {bv.x, bv.y, bv.z, bv.w};
+                float n0[4], n1[4];
+                if (t + 1 < kTileSteps) {
+                    x_next = x[(t + 1) * (kTileChannels / 2)];
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        n0[r] = exp2_fast(x_next.x * a0[r]);
+                        n1[r] = exp2_fast(x_next.y * a1[r]);
+                    }
+                }
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
-                    h0[r] = fmaf(exp2_fast(xv.x * a0[r]), h0[r], xv.z * bs[r]);
-                    h1[r] = fmaf(exp2_fast(xv.y * a1[r]), h1[r], xv.w * bs[r]);
+                    h0[r] = fmaf(e0[r], h0[r], xv.z * bs[r]);
+                    h1[r] = fmaf(e1[r], h1[r], xv.w * bs[r]);
+                    e0[r] = n0[r];
+                    e1[r] = n1[r];
                 }
                 if (kLocal) {
                     delta_sum0 += xv.x;
@@ -205,12 +224,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     const float z0 = to_float(gate[half][i].v[0]), z1 = to_float(gate[half][i].v[1]);
                     v0 *= fmaf(z0, sigmoid(z0), ungated);
                     v1 *= fmaf(z1, sigmoid(z1), ungated);
-                    if (t0 + r < seg.end && alive) *reinterpret_cast<Pair<T> *>(to_y + (8 * half + i) * y_stride) = pair_of<T>(v0, v1);
+                    store_if<T>(to_y + (8 * half + i) * y_stride, pair_of<T>(v0, v1), t0 + r < seg.end && alive);
                 }
             }
+            if (half == 0) convert(t0 + kTileSteps, ring1, buffer ^ 1); // past the last stage too: nobody reads that
         }
         to_y += kTileSteps * y_stride;
-        if (t0 + kTileSteps < seg.end) convert(t0 + kTileSteps, ring1, buffer ^ 1);
         ring = ring1;
     }
     if (kLocal) {
@@ -339,21 +358,37 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
             barrier_sync(kFull + stage);
 #pragma unroll
             for (int half = 0; half < kNarrowSteps / 16; half++) {
+                // Four steps at a time: exponentials one group ahead, reads two.
                 float sum[4] = {0.f, 0.f, 0.f, 0.f};
+                float4 step[2], input[2];
+                StepQuad<T> bc[2];
+                float e[2][4];
+                auto read = [&](int m) {
+                    const int t = 16 * half + 4 * m;
+                    step[m % 2] = *reinterpret_cast<const float4 *>(&s_step[stage][local][t]);
+                    input[m % 2] = *reinterpret_cast<const float4 *>(&s_input[stage][local][t]);
+                    bc[m % 2] = *reinterpret_cast<const StepQuad<T> *>(&s_bc[stage][state][t]);
+                };
+                auto exponentials = [&](int m) {
+                    e[m % 2][0] = exp2_fast(step[m % 2].x * a);
+                    e[m % 2][1] = exp2_fast(step[m % 2].y * a);
+                    e[m % 2][2] = exp2_fast(step[m % 2].z * a);
+                    e[m % 2][3] = exp2_fast(step[m % 2].w * a);
+                };
+                read(0);
+                read(1);
+                exponentials(0);
 #pragma unroll
                 for (int m = 0; m < 4; m++) {
-                    const int t = 16 * half + 4 * m;
-                    const float4 step4 = *reinterpret_cast<const float4 *>(&s_step[stage][local][t]);
-                    const float4 input4 = *reinterpret_cast<const float4 *>(&s_input[stage][local][t]);
-                    const StepQuad<T> bc = *reinterpret_cast<const StepQuad<T> *>(&s_bc[stage][state][t]);
-                    const float step[4] = {step4.x, step4.y, step4.z, step4.w};
-                    const float input[4] = {input4.x, input4.y, input4.z, input4.w};
+                    if (m < 3) exponentials(m + 1);
+                    const float in[4] = {input[m % 2].x, input[m % 2].y, input[m % 2].z, input[m % 2].w};
                     float v[4];
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        h = fmaf(exp2_fast(step[i] * a), h, input[i] * to_float(bc.v[i].v[0]));
-                        v[i] = h * to_float(bc.v[i].v[1]);
+                        h = fmaf(e[m % 2][i], h, in[i] * to_float(bc[m % 2].v[i].v[0]));
+                        v[i] = h * to_float(bc[m % 2].v[i].v[1]);
                     }
+                    if (m < 2) read(m + 2);
                     mma(sum, v[0], v[1], v[2], v[3], even[m], odd[m]);
                     if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m], odd[m]);
                 }
@@ -395,9 +430,9 @@ __device__ void forward_carry(const ScanForward &p) {
 } // namespace scan
 
 #define SCAN_FORWARD(T, name)                                                                                  \
-    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 4,                        \
+    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 3,                        \
                 (scan::forward_tile<T, false>(p)))                                                             \
-    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 4,                       \
+    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 3,                       \
                 (scan::forward_tile<T, true>(p)))                                                              \
     SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 1,                    \
                 (scan::forward_narrow<T>(p)))

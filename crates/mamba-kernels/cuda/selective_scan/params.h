@@ -8,7 +8,7 @@
 
 // Dynamic shared memory, bytes; `size` is the dtype's.
 constexpr int scan_forward_tile_shared(int size) { return 20480 + 7680 * size; }
-constexpr int kScanBackwardShared = 110592;
+constexpr int kScanBackwardShared = 45056;
 constexpr int scan_generic_backward_shared(int states_a_lane) { return 8192 * states_a_lane; }
 
 // Rows [begin, end) of one sequence that one block walks through in order. A sequence is one segment, or,
@@ -53,6 +53,7 @@ struct ScanBackward {
     float *initial_state_grad;       // [sequences, N, E] or null
     float *segment_state;            // [segments, N, E]; null where no sequence is split
     float *segment_delta;            // [segments, E]
+    float *state_scratch;            // selective_scan_backward_*: [segments, ceil(E / 64), 16384]
     float *bc_partial;               // [partials, T, 2N]: dB then dC of one block of channels
     float *a_partial;                // [segments, N, E]
     float *d_partial, *bias_partial; // [segments, E]
