@@ -452,10 +452,10 @@ void time_all(const char *json, const std::string &only) {
         {8, 2048, 2048, 56, 14, {tile(1), narrow}, {tile(1), tile(2)}},
         {64, 1536, 512, 63, 15, {tile(1)}, {tile(1)}},
         {8, 5120, 4096, 59, 14, {tile(1)}, {tile(1)}},
-        {1, 1024, 131072, 46, 12, {tile(49), narrow, tile(99)}, {tile(24), tile(49), tile(99)}},
-        {1, 5120, 2048, 53, 12, {tile(4), narrow, tile(9)}, {tile(4), tile(5), tile(9), tile(14)}},
-        {1, 1024, 2048, 40, 7, {tile(16), narrow, tile(22)}, {tile(16), tile(32)}},
-        {1, 1024, 524288, 47, 0, {tile(99), narrow}, {}},
+        {1, 1024, 131072, 46, 12, {tile(49), narrow, tile(24)}, {tile(24), tile(49), tile(99)}},
+        {1, 5120, 2048, 53, 12, {tile(4), narrow, tile(5)}, {tile(4), tile(5), tile(9)}},
+        {1, 1024, 2048, 40, 7, {tile(16), narrow}, {tile(16), tile(32)}},
+        {1, 1024, 524288, 47, 0, {tile(49), narrow}, {}},
     };
     cudaDeviceProp device;
     int driver;

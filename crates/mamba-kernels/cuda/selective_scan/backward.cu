@@ -35,17 +35,11 @@ struct BackwardShared {
         float4 rest[kRows][8];                // (softplus slope, slope, dz / y, dz / y)
         float4 sums[kTile][8][8];             // [step][g][dB quads, dC quads; halves swapped for odd g]
         float part[2][kRows][2 * N];
+        float4 total[3][32];                  // dA, dD and dbias of the chunks done: two-level sums lose less
     } warp[kWarps];
 };
 
 static_assert(sizeof(BackwardShared) == kScanBackwardShared);
-
-// 4 channels of one row, zeros where !valid.
-template <class T> __device__ __forceinline__ Quad<T> load_quad(const void *base, long long stride, int t, int ch, bool valid) {
-    Quad<T> x = {};
-    if (valid) x = *reinterpret_cast<const Quad<T> *>(row<T>(base, stride, t) + ch);
-    return x;
-}
 
 // Rows t0 .. t0+63 of b or c as f32; the whole block, no barrier.
 template <class T>
@@ -53,7 +47,7 @@ __device__ __forceinline__ void load_states(float4 (&to)[kChunk][N / 4], const v
 #pragma unroll
     for (int i = 0; i < kChunk * (N / 4) / kThreads; i++) {
         int k = threadIdx.x + i * kThreads, r = k / 4, c = k % 4;
-        to[r][c] = to_float4(load_quad<T>(base, stride, t0 + r, 4 * c, t0 + r < end));
+        to[r][c] = widen<T>(load_if<Four<T>>(row<T>(base, stride, t0 + r) + 4 * c, t0 + r < end));
     }
 }
 
@@ -100,11 +94,18 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 #pragma unroll
     for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && part_alive ? p.delta_bias[part_channel + i] : 0.f;
     auto load = [&](const void *base, long long stride, int t) {
-        return load_quad<T>(base, stride, t, part_channel, part_alive && t < seg.end);
+        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, part_alive && t < seg.end);
     };
 
     const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
     int buffer = 0;
+#pragma unroll
+    for (int i = 0; i < 3; i++) w.total[i][lane] = make_float4(0.f, 0.f, 0.f, 0.f);
+    auto add_to_total = [&](int i, float &x, float &y, float &z, float &v) {
+        float4 t = w.total[i][lane];
+        w.total[i][lane] = make_float4(t.x + x, t.y + y, t.z + z, t.w + v);
+        x = y = z = v = 0.f;
+    };
     for (int chunk = chunks - 1; chunk >= 0; chunk--) {
         const int t0 = seg.begin + chunk * kChunk, groups = (min(kChunk, seg.end - t0) + kRows - 1) / kRows;
         __syncthreads();
@@ -119,11 +120,11 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             h[0][r] = v.x;
             h[1][r] = v.y;
         }
-        Quad<T> next_u = load(p.u, p.u_stride, t0 + part_row), next_delta = load(p.delta, p.delta_stride, t0 + part_row);
+        Four<T> next_u = load(p.u, p.u_stride, t0 + part_row), next_delta = load(p.delta, p.delta_stride, t0 + part_row);
         __syncthreads();
         for (int group = 0; group < groups; group++) {
             const int t = t0 + group * kRows + part_row;
-            float4 u = to_float4(next_u), x = to_float4(next_delta);
+            float4 u = widen<T>(next_u), x = widen<T>(next_delta);
             if (group + 1 < groups) {
                 next_u = load(p.u, p.u_stride, t + kRows);
                 next_delta = load(p.delta, p.delta_stride, t + kRows);
@@ -132,7 +133,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
-                step[i] = t < seg.end ? step[i] : 0.f; // no step: the state stays
+                step[i] = select(t < seg.end, step[i], 0.f); // no step: the state stays
             }
             __syncwarp();
             w.step[part_row][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
@@ -171,30 +172,26 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         // 2. Backward. Each lane reads back what it wrote.
         float4 kept0 = scratch[(groups * 2 - 1) * 64], kept1 = scratch[(groups * 2 - 1) * 64 + 32];
         int t8 = t0 + (groups - 1) * kRows + part_row;
-        Quad<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8), in_z = {};
-        Quad<T> in_dy = load(p.dy, p.dy_stride, t8);
+        Four<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8), in_z = {};
+        Four<T> in_dy = load(p.dy, p.dy_stride, t8);
         if (p.z) in_z = load(p.z, p.z_stride, t8);
         for (int group = groups - 1; group >= 0; group--, buffer ^= 1, t8 -= kRows) {
             {
-                float4 u4 = to_float4(in_u), x4 = to_float4(in_delta), z4 = to_float4(in_z), o4 = to_float4(in_dy);
+                float4 u4 = widen<T>(in_u), x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
                 float u[4] = {u4.x, u4.y, u4.z, u4.w}, step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
-                float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4], dz[4] = {};
+                float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4], dz[4];
 #pragma unroll
                 for (int i = 0; i < 4; i++) step[i] += bias[i];
+                const int valid = t8 < seg.end, gated = p.z != nullptr;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     float slope_here;
                     const float step_here = softplus<T>(step[i], slope_here);
-                    step[i] = t8 < seg.end ? select(p.softplus, step_here, step[i]) : 0.f;
-                    slope[i] = t8 < seg.end ? select(p.softplus, slope_here, 1.f) : 0.f; // no step, no gradient
-                }
-                if (p.z) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const float sg = sigmoid(z[i]), o = dy[i] * sg;
-                        dy[i] = o * z[i];
-                        dz[i] = o * fmaf(z[i], 1.f - sg, 1.f);
-                    }
+                    step[i] = select(valid, select(p.softplus, step_here, step[i]), 0.f);
+                    slope[i] = select(valid, select(p.softplus, slope_here, 1.f), 0.f); // no step, no gradient
+                    const float sg = sigmoid(z[i]), o = dy[i] * sg;
+                    dy[i] = select(gated, o * z[i], dy[i]);
+                    dz[i] = o * fmaf(z[i], 1.f - sg, 1.f);
                 }
                 __syncwarp();
 #pragma unroll
@@ -342,6 +339,15 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                     *reinterpret_cast<float2 *>(p.bc_partial + ((long long)blockIdx.x * p.tokens + t) * 2 * N + k) = sum;
             }
         }
+        add_to_total(0, da[0][0], da[0][1], da[0][2], da[0][3]);
+        add_to_total(1, da[1][0], da[1][1], da[1][2], da[1][3]);
+        add_to_total(2, dd[0], dd[1], dbias[0], dbias[1]);
+    }
+    {
+        const float4 t0 = w.total[0][lane], t1 = w.total[1][lane], t2 = w.total[2][lane];
+        da[0][0] = t0.x, da[0][1] = t0.y, da[0][2] = t0.z, da[0][3] = t0.w;
+        da[1][0] = t1.x, da[1][1] = t1.y, da[1][2] = t1.z, da[1][3] = t1.w;
+        dd[0] = t2.x, dd[1] = t2.y, dbias[0] = t2.z, dbias[1] = t2.w;
     }
 #pragma unroll
     for (int r = 0; r < 4; r++) {
@@ -381,18 +387,18 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
 #pragma unroll
     for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && part_alive ? p.delta_bias[part_channel + i] : 0.f;
     auto load = [&](const void *base, long long stride, int t) {
-        return load_quad<T>(base, stride, t, part_channel, part_alive && t < seg.end);
+        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, part_alive && t < seg.end);
     };
     for (int chunk = (seg.end - seg.begin - 1) / kChunk; chunk >= 0; chunk--) {
         const int t0 = seg.begin + chunk * kChunk, groups = (min(kChunk, seg.end - t0) + kRows - 1) / kRows;
         int t = t0 + (groups - 1) * kRows + part_row;
-        Quad<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t), in_z = {};
+        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t), in_z = {};
         if (p.z) in_z = load(p.z, p.z_stride, t);
         __syncthreads();
         load_states<T>(c, p.c, p.c_stride, t0, seg.end);
         __syncthreads();
         for (int group = groups - 1; group >= 0; group--, t -= kRows) {
-            float4 x4 = to_float4(in_delta), z4 = to_float4(in_z), o4 = to_float4(in_dy);
+            float4 x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
             float step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w}, dy[4] = {o4.x, o4.y, o4.z, o4.w};
             if (group > 0) {
                 in_delta = load(p.delta, p.delta_stride, t - kRows);
@@ -404,7 +410,7 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
-                step[i] = t < seg.end ? step[i] : 0.f;
+                step[i] = select(t < seg.end, step[i], 0.f);
             }
             if (p.z) {
 #pragma unroll

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <type_traits>
 
 namespace scan {
 
@@ -13,7 +14,6 @@ constexpr float kLn2 = 0.6931471805599453f;
 constexpr int kChunk = 64;
 
 template <class T> struct alignas(2 * sizeof(T)) Pair { T v[2]; };
-template <class T> struct alignas(4 * sizeof(T)) Quad { T v[4]; };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -23,14 +23,50 @@ template <> __device__ __forceinline__ float from_float(float x) { return x; }
 template <> __device__ __forceinline__ __half from_float(float x) { return __float2half_rn(x); }
 template <> __device__ __forceinline__ __nv_bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
 
-template <class T> __device__ __forceinline__ float4 to_float4(Quad<T> x) {
-    return make_float4(to_float(x.v[0]), to_float(x.v[1]), to_float(x.v[2]), to_float(x.v[3]));
-}
 template <class T> __device__ __forceinline__ Pair<T> pair_of(float x, float y) {
     Pair<T> p;
     p.v[0] = from_float<T>(x);
     p.v[1] = from_float<T>(y);
     return p;
+}
+
+// Two and four neighbouring elements as whole registers, unpacked where they are used. (As structs of 16-bit
+// members the compiler takes them apart right behind the load, and the warp waits there for memory.)
+template <class T> struct Packed;
+template <> struct Packed<float> {
+    using Two = float2;
+    using Four = float4;
+    static __device__ __forceinline__ float2 widen(float2 x) { return x; }
+    static __device__ __forceinline__ float4 widen(float4 x) { return x; }
+    template <int i> static __device__ __forceinline__ float2 zip(float4 x, float4 y) { // (x[i], y[i])
+        return i == 0 ? make_float2(x.x, y.x) : i == 1 ? make_float2(x.y, y.y) : i == 2 ? make_float2(x.z, y.z) : make_float2(x.w, y.w);
+    }
+};
+template <class T> struct Packed16 {
+    using Two = uint32_t;
+    using Four = uint2;
+    static __device__ __forceinline__ float2 widen(uint32_t x) {
+        if constexpr (std::is_same_v<T, __half>) return __half22float2(*reinterpret_cast<__half2 *>(&x));
+        else return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+    }
+    static __device__ __forceinline__ float4 widen(uint2 x) {
+        float2 a = widen(x.x), b = widen(x.y);
+        return make_float4(a.x, a.y, b.x, b.y);
+    }
+    template <int i> static __device__ __forceinline__ uint32_t zip(uint2 x, uint2 y) {
+        return __byte_perm(i < 2 ? x.x : x.y, i < 2 ? y.x : y.y, i % 2 ? 0x7632 : 0x5410);
+    }
+};
+template <> struct Packed<__half> : Packed16<__half> {};
+template <> struct Packed<__nv_bfloat16> : Packed16<__nv_bfloat16> {};
+template <class T> using Two = typename Packed<T>::Two;
+template <class T> using Four = typename Packed<T>::Four;
+template <class T, class P> __device__ __forceinline__ auto widen(P x) { return Packed<T>::widen(x); }
+// Zeros where !valid.
+template <class V> __device__ __forceinline__ V load_if(const void *from, bool valid) {
+    V x = {};
+    if (valid) x = *static_cast<const V *>(from);
+    return x;
 }
 
 // Where results are rounded to bfloat16 a sum over states may take tensor-core operands of 11 bits; the

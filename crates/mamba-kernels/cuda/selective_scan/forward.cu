@@ -110,20 +110,20 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             const int r = part_row + 8 * k;
-            float4 u = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_u[ring][r][4 * part]));
-            float4 x = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_delta[ring][r][4 * part]));
+            const float4 u = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_u[ring][r][4 * part]));
+            const float4 x = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_delta[ring][r][4 * part]));
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
-                step[i] = t0 + r < seg.end ? step[i] : 0.f; // no step: the state stays
+                step[i] = select(t0 + r < seg.end, step[i], 0.f); // no step: the state stays
             }
             s.x[buffer][r][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
             s.x[buffer][r][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
         }
         const int k = tid % 64, r = k / 4, c = k % 4;
-        if (tid < 64) s.b[buffer][r][c] = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_b[ring][r][4 * c]));
-        else if (!kLocal) s.c[buffer][r][c] = to_float4(*reinterpret_cast<const Quad<T> *>(&s.raw_c[ring][r][4 * c]));
+        if (tid < 64) s.b[buffer][r][c] = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_b[ring][r][4 * c]));
+        else if (!kLocal) s.c[buffer][r][c] = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_c[ring][r][4 * c]));
     };
 
     const float ungated = p.z ? 0.f : 1.f; // z is zero then
@@ -146,13 +146,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
             store_state(p.boundary_state, seg.chunk + (t0 - seg.begin) / kChunk);
 
-        Pair<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
+        Two<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
         if (!kLocal && p.z) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const int r = 8 * (i / 2) + i % 2;
-                if (t0 + r + 2 * q < seg.end && alive)
-                    gate[i / 2][i % 2] = *reinterpret_cast<const Pair<T> *>(from_z + r * z_stride);
+                gate[i / 2][i % 2] = load_if<Two<T>>(from_z + r * z_stride, t0 + r + 2 * q < seg.end && alive);
             }
             from_z += kTileSteps * z_stride;
         }
@@ -217,13 +216,13 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int r = 8 * half + 2 * q + i;
-                    const Pair<T> u = *reinterpret_cast<const Pair<T> *>(&s.raw_u[ring][r][warp * 16 + 2 * g]);
+                    const float2 u = widen<T>(*reinterpret_cast<const Two<T> *>(&s.raw_u[ring][r][warp * 16 + 2 * g]));
                     constexpr float kScale = kExact<T> ? 1.f : kCutMean;
-                    float v0 = fmaf(y[0][i], kScale, skip.x * to_float(u.v[0]));
-                    float v1 = fmaf(y[1][i], kScale, skip.y * to_float(u.v[1]));
-                    const float z0 = to_float(gate[half][i].v[0]), z1 = to_float(gate[half][i].v[1]);
-                    v0 *= fmaf(z0, sigmoid(z0), ungated);
-                    v1 *= fmaf(z1, sigmoid(z1), ungated);
+                    float v0 = fmaf(y[0][i], kScale, skip.x * u.x);
+                    float v1 = fmaf(y[1][i], kScale, skip.y * u.y);
+                    const float2 z = widen<T>(gate[half][i]);
+                    v0 *= fmaf(z.x, sigmoid(z.x), ungated);
+                    v1 *= fmaf(z.y, sigmoid(z.y), ungated);
                     store_if<T>(to_y + (8 * half + i) * y_stride, pair_of<T>(v0, v1), t0 + r < seg.end && alive);
                 }
             }
@@ -252,7 +251,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 3;
 constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
 
-template <class T> struct alignas(16) StepQuad { Pair<T> v[4]; }; // (B, C) of 4 steps
+template <class T> struct alignas(16) StepQuad { Two<T> v[4]; }; // (B, C) of 4 steps
 
 __device__ __forceinline__ void barrier_sync(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
 __device__ __forceinline__ void barrier_arrive(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
@@ -260,7 +259,7 @@ __device__ __forceinline__ void barrier_arrive(int id) { asm volatile("bar.arriv
 template <class T> __device__ void forward_narrow(const ScanForward &p) {
     __shared__ __align__(16) float s_step[kNarrowStages][kNarrowChannels][kNarrowRow];
     __shared__ __align__(16) float s_input[kNarrowStages][kNarrowChannels][kNarrowRow]; // step * u
-    __shared__ __align__(16) Pair<T> s_bc[kNarrowStages][N][kNarrowRow];
+    __shared__ __align__(16) Two<T> s_bc[kNarrowStages][N][kNarrowRow];
     __shared__ __align__(16) float s_y[kNarrowStages][kNarrowSteps][kNarrowChannels];
     const int tid = threadIdx.x % 128, E = p.channels;
     const ScanSegment seg = p.segments[blockIdx.y];
@@ -272,33 +271,29 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
         const bool alive = ch < E;
         const float2 bias = load_pair(p.delta_bias, ch, alive && p.delta_bias);
         const float2 skip = load_pair(p.d, ch, alive && p.d);
+        const float ungated = p.z ? 0.f : 1.f; // z is zero then
         // Registers ahead of and behind the stage being written: loads 3 stages ahead, u and z kept for y.
         constexpr int kAhead = 3, kRing = kAhead + kNarrowStages;
-        Pair<T> u[kRing], delta[kRing], z[kRing];
-        Quad<T> b[kRing], c[kRing];
+        Two<T> u[kRing], delta[kRing], z[kRing] = {};
+        Four<T> b[kRing], c[kRing];
         auto load = [&](int k, int slot) {
             const long long t = min(seg.begin + k * kNarrowSteps + step, seg.end - 1);
             const int at = alive ? ch : 0;
-            u[slot] = *reinterpret_cast<const Pair<T> *>(row<T>(p.u, p.u_stride, t) + at);
-            delta[slot] = *reinterpret_cast<const Pair<T> *>(row<T>(p.delta, p.delta_stride, t) + at);
-            if (p.z) z[slot] = *reinterpret_cast<const Pair<T> *>(row<T>(p.z, p.z_stride, t) + at);
-            b[slot] = *reinterpret_cast<const Quad<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
-            c[slot] = *reinterpret_cast<const Quad<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
+            u[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.u, p.u_stride, t) + at);
+            delta[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.delta, p.delta_stride, t) + at);
+            if (p.z) z[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.z, p.z_stride, t) + at);
+            b[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
+            c[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
         };
         auto finish = [&](int k, int slot) {
             const int stage = slot % kNarrowStages;
             barrier_sync(kDone + stage);
             float2 y = *reinterpret_cast<const float2 *>(&s_y[stage][step][2 * part]);
-            y.x = fmaf(skip.x, to_float(u[slot].v[0]), y.x);
-            y.y = fmaf(skip.y, to_float(u[slot].v[1]), y.y);
-            if (p.z) {
-                float z0 = to_float(z[slot].v[0]), z1 = to_float(z[slot].v[1]);
-                y.x *= z0 * sigmoid(z0);
-                y.y *= z1 * sigmoid(z1);
-            }
+            const float2 uf = widen<T>(u[slot]), zf = widen<T>(z[slot]);
+            y.x = fmaf(skip.x, uf.x, y.x) * fmaf(zf.x, sigmoid(zf.x), ungated);
+            y.y = fmaf(skip.y, uf.y, y.y) * fmaf(zf.y, sigmoid(zf.y), ungated);
             const int t = seg.begin + k * kNarrowSteps + step;
-            if (t < seg.end && alive)
-                *reinterpret_cast<Pair<T> *>(row<T>(p.y, p.y_stride, t) + ch) = pair_of<T>(y.x, y.y);
+            store_if<T>(row<T>(p.y, p.y_stride, t) + ch, pair_of<T>(y.x, y.y), t < seg.end && alive);
         };
         if (stages > 0) {
 #pragma unroll
@@ -311,20 +306,19 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
                 const int k = k0 + slot, stage = slot % kNarrowStages;
                 if (k >= kNarrowStages && k < stages + kNarrowStages) finish(k - kNarrowStages, (slot + kRing - kNarrowStages) % kRing);
                 if (k < stages) {
-                    float2 x = make_float2(to_float(delta[slot].v[0]) + bias.x, to_float(delta[slot].v[1]) + bias.y);
-                    if (p.softplus) x = make_float2(softplus<T>(x.x), softplus<T>(x.y));
-                    if (seg.begin + k * kNarrowSteps + step >= seg.end) x = make_float2(0.f, 0.f);
+                    const float2 d = widen<T>(delta[slot]), uf = widen<T>(u[slot]);
+                    const bool valid = seg.begin + k * kNarrowSteps + step < seg.end;
+                    float2 x = make_float2(d.x + bias.x, d.y + bias.y);
+                    x.x = select(valid, select(p.softplus, softplus<T>(x.x), x.x), 0.f);
+                    x.y = select(valid, select(p.softplus, softplus<T>(x.y), x.y), 0.f);
                     s_step[stage][2 * part][step] = x.x;
                     s_step[stage][2 * part + 1][step] = x.y;
-                    s_input[stage][2 * part][step] = x.x * to_float(u[slot].v[0]);
-                    s_input[stage][2 * part + 1][step] = x.y * to_float(u[slot].v[1]);
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        Pair<T> bc;
-                        bc.v[0] = b[slot].v[i];
-                        bc.v[1] = c[slot].v[i];
-                        s_bc[stage][4 * part + i][step] = bc;
-                    }
+                    s_input[stage][2 * part][step] = x.x * uf.x;
+                    s_input[stage][2 * part + 1][step] = x.y * uf.y;
+                    s_bc[stage][4 * part][step] = Packed<T>::template zip<0>(b[slot], c[slot]);
+                    s_bc[stage][4 * part + 1][step] = Packed<T>::template zip<1>(b[slot], c[slot]);
+                    s_bc[stage][4 * part + 2][step] = Packed<T>::template zip<2>(b[slot], c[slot]);
+                    s_bc[stage][4 * part + 3][step] = Packed<T>::template zip<3>(b[slot], c[slot]);
                     barrier_arrive(kFull + stage);
                     load(k + kAhead, (slot + kAhead) % kRing);
                 }
@@ -385,8 +379,9 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
                     float v[4];
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        h = fmaf(e[m % 2][i], h, in[i] * to_float(bc[m % 2].v[i].v[0]));
-                        v[i] = h * to_float(bc[m % 2].v[i].v[1]);
+                        const float2 both = widen<T>(bc[m % 2].v[i]); // B, C
+                        h = fmaf(e[m % 2][i], h, in[i] * both.x);
+                        v[i] = h * both.y;
                     }
                     if (m < 2) read(m + 2);
                     mma(sum, v[0], v[1], v[2], v[3], even[m], odd[m]);

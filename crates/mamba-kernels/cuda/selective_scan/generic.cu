@@ -88,14 +88,14 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
         const bool alive = ch < E;
         const int c = alive ? ch : 0;
         const float bias = p.delta_bias ? p.delta_bias[c] : 0.f, skip = p.d ? p.d[c] : 0.f;
-        float a[kPerLane], carry[kPerLane], da[kPerLane], dd = 0.f, dbias = 0.f; // carry: dL/dh from later steps
+        float a[kPerLane], carry[kPerLane], da[kPerLane], da_chunk[kPerLane], dd = 0.f, dbias = 0.f; // carry: dL/dh from later steps
         bool has[kPerLane];
 #pragma unroll
         for (int k = 0; k < kPerLane; k++) {
             int n = lane + 32 * k;
             has[k] = alive && n < N;
             a[k] = has[k] ? p.a[(long long)n * E + c] : 0.f;
-            da[k] = 0.f;
+            da[k] = da_chunk[k] = 0.f;
             carry[k] = has[k] && p.last_state_grad ? p.last_state_grad[((long long)seg.sequence * N + n) * E + c] : 0.f;
         }
         const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
@@ -140,7 +140,7 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
                         y = fmaf(cv, now, y);
                         sum_b = fmaf(dh, b, sum_b);
                         sum_a = fmaf(through, a[k], sum_a);
-                        da[k] = fmaf(step, through, da[k]);
+                        da_chunk[k] = fmaf(step, through, da_chunk[k]);
                         carry[k] = decay * dh;
                         db = step * u * dh;
                         dc = dy * now;
@@ -163,6 +163,11 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
                     row<T>(p.ddelta, p.ddelta_stride, t)[c] = from_float<T>(ddelta);
                     if (p.z) row<T>(p.dz, p.dz_stride, t)[c] = from_float<T>(dz_factor * fmaf(skip, u, y));
                 }
+            }
+#pragma unroll
+            for (int k = 0; k < kPerLane; k++) { // two-level sums lose less
+                da[k] += da_chunk[k];
+                da_chunk[k] = 0.f;
             }
         }
 #pragma unroll

@@ -8,7 +8,7 @@
 
 // Dynamic shared memory, bytes; `size` is the dtype's.
 constexpr int scan_forward_tile_shared(int size) { return 20480 + 7680 * size; }
-constexpr int kScanBackwardShared = 45056;
+constexpr int kScanBackwardShared = 51200;
 constexpr int scan_generic_backward_shared(int states_a_lane) { return 8192 * states_a_lane; }
 
 // Rows [begin, end) of one sequence that one block walks through in order. A sequence is one segment, or,
