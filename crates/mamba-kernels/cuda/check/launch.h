@@ -11,6 +11,7 @@
     extern "C" __global__ void selective_scan_forward_tile_##name(const __grid_constant__ ScanForward);        \
     extern "C" __global__ void selective_scan_forward_local_##name(const __grid_constant__ ScanForward);       \
     extern "C" __global__ void selective_scan_forward_narrow_##name(const __grid_constant__ ScanForward);      \
+    extern "C" __global__ void selective_scan_forward_narrow_local_##name(const __grid_constant__ ScanForward); \
     extern "C" __global__ void selective_scan_backward_##name(const __grid_constant__ ScanBackward);           \
     extern "C" __global__ void selective_scan_backward_local_##name(const __grid_constant__ ScanBackward);     \
     SCAN_DECLARE_GENERIC(name, 1) SCAN_DECLARE_GENERIC(name, 2) SCAN_DECLARE_GENERIC(name, 4) SCAN_DECLARE_GENERIC(name, 8)
@@ -32,7 +33,8 @@ template <class T> struct ScanKernels;
     template <> struct ScanKernels<T> {                                                                        \
         static constexpr ForwardKernel tile = selective_scan_forward_tile_##name,                              \
                                        local = selective_scan_forward_local_##name,                            \
-                                       narrow = selective_scan_forward_narrow_##name;                          \
+                                       narrow = selective_scan_forward_narrow_##name,                          \
+                                       narrow_local = selective_scan_forward_narrow_local_##name;              \
         static constexpr BackwardKernel backward = selective_scan_backward_##name,                             \
                                         backward_local = selective_scan_backward_local_##name;                 \
         static constexpr ForwardKernel generic_forward[4] = {                                                  \
@@ -48,7 +50,7 @@ SCAN_TABLE(float, f32)
 
 enum class ScanPath { tile, narrow, generic };
 
-// How one call runs. `pieces` is the number of segments that the longest sequence is cut into (tile only).
+// How one call runs. `pieces` is the number of segments that the longest sequence is cut into.
 struct ScanPlan {
     ScanPath path;
     int pieces;
@@ -92,15 +94,15 @@ template <class T> void launch_forward(const ScanForward &p, ScanPath path, int 
     const int E = p.channels, shared = scan_forward_tile_shared(sizeof(T));
     if (path == ScanPath::generic) {
         ScanKernels<T>::generic_forward[generic_index(p.states)]<<<dim3(ceil_div(E, generic_channels(p.states)), p.segment_count), 32, 0, stream>>>(p);
-    } else if (path == ScanPath::narrow) {
-        ScanKernels<T>::narrow<<<dim3(ceil_div(E, 8), p.segment_count), 256, 0, stream>>>(p);
     } else {
-        dim3 grid(ceil_div(E, 64), p.segment_count);
+        const bool narrow = path == ScanPath::narrow;
+        const dim3 grid(ceil_div(E, narrow ? 8 : 64), p.segment_count);
+        const int threads = narrow ? 256 : 128, bytes = narrow ? 0 : shared;
         if (p.segment_state) {
-            ScanKernels<T>::local<<<grid, 128, shared, stream>>>(p);
+            (narrow ? ScanKernels<T>::narrow_local : ScanKernels<T>::local)<<<grid, threads, bytes, stream>>>(p);
             selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
-        ScanKernels<T>::tile<<<grid, 128, shared, stream>>>(p);
+        (narrow ? ScanKernels<T>::narrow : ScanKernels<T>::tile)<<<grid, threads, bytes, stream>>>(p);
     }
     CHECK(cudaGetLastError());
 }

@@ -266,7 +266,7 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
         poison(c.db, (size_t)rows * N), poison(c.dc, (size_t)rows * N), poison(c.da, en), poison(c.dd, E), poison(c.dbias, E);
         launch_forward<T>(c.forward(plan, true), plan.path, c.sequences, 0);
         CHECK(cudaDeviceSynchronize());
-        ScanPlan back = plan.path == ScanPath::narrow ? ScanPlan{ScanPath::tile, 1} : plan;
+        ScanPlan back = plan.path == ScanPath::narrow ? ScanPlan{ScanPath::tile, plan.pieces} : plan;
         launch_backward<T>(c.backward(back), back.path, c.sequences, 0);
         CHECK(cudaDeviceSynchronize());
 
@@ -329,7 +329,7 @@ using Plans = std::vector<std::pair<std::string, ScanPlan>>;
 const ScanPlan kTile1{ScanPath::tile, 1}, kNarrow1{ScanPath::narrow, 1}, kGeneric1{ScanPath::generic, 1};
 
 bool check_small() {
-    Plans fast{{"tile", kTile1}, {"tile/3", {ScanPath::tile, 3}}, {"narrow", kNarrow1}, {"generic", kGeneric1}};
+    Plans fast{{"tile", kTile1}, {"tile/3", {ScanPath::tile, 3}}, {"narrow", kNarrow1}, {"narrow/3", {ScanPath::narrow, 3}}, {"generic", kGeneric1}};
     Shape packed{{5, 0, 64, 1, 130}, 72, 16};
     packed.initial = packed.last = true;
     Shape plain{{77, 3}, 24, 16, false, false, false, false};
@@ -344,7 +344,7 @@ bool check_small() {
 
 bool check_all() {
     bool ok = check_small();
-    Plans fast{{"tile", kTile1}, {"tile/4", {ScanPath::tile, 4}}, {"narrow", kNarrow1}};
+    Plans fast{{"tile", kTile1}, {"tile/4", {ScanPath::tile, 4}}, {"narrow", kNarrow1}, {"narrow/3", {ScanPath::narrow, 3}}};
     for (int length : {1, 7, 64, 65, 513}) {
         Shape s{{length, length}, 256, 16};
         std::string label = "2x256x" + std::to_string(length);
@@ -447,15 +447,16 @@ const char *name_of(ScanPlan p) {
 
 void time_all(const char *json, const std::string &only) {
     const ScanPlan narrow{ScanPath::narrow, 1};
+    auto cut_narrow = [](int n) { return ScanPlan{ScanPath::narrow, n}; };
     auto tile = [](int n) { return ScanPlan{ScanPath::tile, n}; };
     std::vector<Row> rows{
         {8, 2048, 2048, 56, 14, {tile(1), narrow}, {tile(1), tile(2)}},
         {64, 1536, 512, 63, 15, {tile(1)}, {tile(1)}},
         {8, 5120, 4096, 59, 14, {tile(1)}, {tile(1)}},
-        {1, 1024, 131072, 46, 12, {tile(49), narrow, tile(24)}, {tile(24), tile(49), tile(99)}},
-        {1, 5120, 2048, 53, 12, {tile(4), narrow, tile(5)}, {tile(4), tile(5), tile(9)}},
-        {1, 1024, 2048, 40, 7, {tile(16), narrow}, {tile(16), tile(32)}},
-        {1, 1024, 524288, 47, 0, {tile(49), narrow}, {}},
+        {1, 1024, 131072, 46, 12, {tile(49), cut_narrow(4)}, {tile(49), tile(98)}},
+        {1, 5120, 2048, 53, 12, {narrow, tile(4)}, {tile(4), tile(5), tile(9), tile(16)}},
+        {1, 1024, 2048, 40, 7, {cut_narrow(4), cut_narrow(3), narrow, tile(16)}, {tile(16), tile(11), tile(32)}},
+        {1, 1024, 524288, 47, 0, {tile(49)}, {}},
     };
     cudaDeviceProp device;
     int driver;

@@ -97,6 +97,21 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, part_alive && t < seg.end);
     };
 
+    // All that a chunk reads, to the L2 while the one behind it is worked on.
+    auto prefetch_chunk = [&](int t0, int boundary) {
+        const int at = warp_channel < E ? warp_channel : 0;
+#pragma unroll
+        for (int i = 0; i < kChunk; i += 32) {
+            const int t = t0 + i + lane;
+            prefetch(row<T>(p.u, p.u_stride, t) + at, true);
+            prefetch(row<T>(p.delta, p.delta_stride, t) + at, true);
+            prefetch(row<T>(p.dy, p.dy_stride, t) + at, true);
+            prefetch(row<T>(p.z, p.z_stride, t) + at, p.z);
+            prefetch(row<T>(warp % 2 ? p.b : p.c, warp % 2 ? p.b_stride : p.c_stride, t), warp < 2);
+        }
+        prefetch(p.boundary_state + ((long long)boundary * N + lane / 2) * E + at + lane % 2 * 8, at + lane % 2 * 8 < E);
+    };
+
     const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
     int buffer = 0;
 #pragma unroll
@@ -120,6 +135,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             h[0][r] = v.x;
             h[1][r] = v.y;
         }
+        Four<T> in_u = {}, in_delta = {}, in_z = {}, in_dy = {};
         Four<T> next_u = load(p.u, p.u_stride, t0 + part_row), next_delta = load(p.delta, p.delta_stride, t0 + part_row);
         __syncthreads();
         for (int group = 0; group < groups; group++) {
@@ -128,6 +144,11 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             if (group + 1 < groups) {
                 next_u = load(p.u, p.u_stride, t + kRows);
                 next_delta = load(p.delta, p.delta_stride, t + kRows);
+            } else { // what part 2 starts with
+                in_u = load(p.u, p.u_stride, t);
+                in_delta = load(p.delta, p.delta_stride, t);
+                in_dy = load(p.dy, p.dy_stride, t);
+                if (p.z) in_z = load(p.z, p.z_stride, t);
             }
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
 #pragma unroll
@@ -172,9 +193,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         // 2. Backward. Each lane reads back what it wrote.
         float4 kept0 = scratch[(groups * 2 - 1) * 64], kept1 = scratch[(groups * 2 - 1) * 64 + 32];
         int t8 = t0 + (groups - 1) * kRows + part_row;
-        Four<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8), in_z = {};
-        Four<T> in_dy = load(p.dy, p.dy_stride, t8);
-        if (p.z) in_z = load(p.z, p.z_stride, t8);
+        if (chunk > 0) prefetch_chunk(t0 - kChunk, seg.chunk + chunk - 1);
         for (int group = groups - 1; group >= 0; group--, buffer ^= 1, t8 -= kRows) {
             {
                 float4 u4 = widen<T>(in_u), x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
@@ -394,6 +413,16 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
         int t = t0 + (groups - 1) * kRows + part_row;
         Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t), in_z = {};
         if (p.z) in_z = load(p.z, p.z_stride, t);
+        if (chunk > 0) {
+#pragma unroll
+            for (int i = 0; i < kChunk; i += 32) {
+                const int ahead = t0 - kChunk + i + lane, at = warp_channel < E ? warp_channel : 0;
+                prefetch(row<T>(p.delta, p.delta_stride, ahead) + at, true);
+                prefetch(row<T>(p.dy, p.dy_stride, ahead) + at, true);
+                prefetch(row<T>(p.z, p.z_stride, ahead) + at, p.z);
+                prefetch(row<T>(p.c, p.c_stride, ahead), warp == 0);
+            }
+        }
         __syncthreads();
         load_states<T>(c, p.c, p.c_stride, t0, seg.end);
         __syncthreads();

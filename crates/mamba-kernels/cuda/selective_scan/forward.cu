@@ -1,15 +1,17 @@
 // Selective scan, forward, 16 states a channel. Two kernels with one contract, and what time segments need:
 //   selective_scan_forward_tile_*    many channels: 4 lanes a channel
 //   selective_scan_forward_narrow_*  few channels: 16 lanes a channel
-//   selective_scan_forward_local_*   end state of each time segment from a zero state (tile's loop without y)
+//   selective_scan_forward_local_*, selective_scan_forward_narrow_local_*
+//                                    end state of each time segment from a zero state (the same loops without y)
 //   selective_scan_forward_carry     chains those end states
 // Definition: crates/mamba/src/ops/selective_scan/reference.rs. All arithmetic in f32.
 //
 // Launch            grid                                    block  dynamic shared memory
 //   tile, local     (ceil(channels / 64), segment_count)    128    scan_forward_tile_shared(size)
-//   narrow          (ceil(channels / 8), segment_count)     256    0
+//   narrow, its     (ceil(channels / 8), segment_count)     256    0
+//   local
 //   carry           (ceil(channels / 32), 16, sequences)    32     0
-// With split sequences: local, carry, then tile; else one launch of tile or narrow with segment_state null.
+// With split sequences: a local, carry, then tile or narrow; else one launch of those with segment_state null.
 // Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
 // multiples of 16 bytes, y of two elements. Everything else goes to generic.cu.
 #include "common.cuh"
@@ -90,6 +92,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int bc_row = tid % kHalf / (N / kPer), bc_at = tid % kHalf % (N / kPer) * kPer;
     const T *from_u = row<T>(p.u, p.u_stride, seg.begin + copy_row) + copy_at;
     const T *from_delta = row<T>(p.delta, p.delta_stride, seg.begin + copy_row) + copy_at;
+    const T *ahead_z = p.z && !kLocal ? row<T>(p.z, p.z_stride, seg.begin + copy_row) + copy_at : nullptr; // for the L2
     const T *from_bc = (tid < kHalf ? row<T>(p.b, p.b_stride, seg.begin + bc_row) : row<T>(p.c, p.c_stride, seg.begin + bc_row)) + bc_at;
     const long long bc_stride = tid < kHalf ? p.b_stride : p.c_stride;
     auto copy_stage = [&](int t0, int ring) { // in order of t0
@@ -99,7 +102,9 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             const bool valid = t0 + r < seg.end && first_channel + copy_channel < E;
             copy16(&s.raw_u[ring][r][copy_channel], from_u + i * kRowStep * p.u_stride, valid);
             copy16(&s.raw_delta[ring][r][copy_channel], from_delta + i * kRowStep * p.delta_stride, valid);
+            prefetch(ahead_z + i * kRowStep * p.z_stride, valid && ahead_z);
         }
+        if (ahead_z) ahead_z += kTileSteps * p.z_stride;
         if (bc_row < kTileSteps) copy16(tid < kHalf ? &s.raw_b[ring][bc_row][bc_at] : &s.raw_c[ring][bc_row][bc_at], from_bc, t0 + bc_row < seg.end);
         from_u += kTileSteps * p.u_stride;
         from_delta += kTileSteps * p.delta_stride;
@@ -243,12 +248,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 
 // ---------------------------------------------------------------------------------------- narrow
 // A block is 8 channels: warps 0-3 scan two channels each, one state a lane; warps 4-7 load, convert, and
-// finish y (skip, gate, store). Stages of 32 steps in a ring of three, handed over by named barriers. B and C
+// finish y (skip, gate, store). Stages of 32 steps, two of them, handed over by named barriers. B and C
 // lie transposed, so that one 16-byte read serves 4 steps.
 // y: v = C h of four steps is operand A (rows are g, k is q); operand B is zeros and ones that sum over q and put
 // each four steps into a lane of their own; shuffles add the four rows of a channel.
 
-constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 3;
+constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 2;
 constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
 
 template <class T> struct alignas(16) StepQuad { Two<T> v[4]; }; // (B, C) of 4 steps
@@ -256,13 +261,14 @@ template <class T> struct alignas(16) StepQuad { Two<T> v[4]; }; // (B, C) of 4 
 __device__ __forceinline__ void barrier_sync(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
 __device__ __forceinline__ void barrier_arrive(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
 
-template <class T> __device__ void forward_narrow(const ScanForward &p) {
+template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward &p) {
     __shared__ __align__(16) float s_step[kNarrowStages][kNarrowChannels][kNarrowRow];
     __shared__ __align__(16) float s_input[kNarrowStages][kNarrowChannels][kNarrowRow]; // step * u
     __shared__ __align__(16) Two<T> s_bc[kNarrowStages][N][kNarrowRow];
     __shared__ __align__(16) float s_y[kNarrowStages][kNarrowSteps][kNarrowChannels];
     const int tid = threadIdx.x % 128, E = p.channels;
     const ScanSegment seg = p.segments[blockIdx.y];
+    if (kLocal && seg.last) return; // nobody waits for it
     const int stages = (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
     constexpr int kFull = 1, kDone = 1 + kNarrowStages;
 
@@ -272,22 +278,23 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
         const float2 bias = load_pair(p.delta_bias, ch, alive && p.delta_bias);
         const float2 skip = load_pair(p.d, ch, alive && p.d);
         const float ungated = p.z ? 0.f : 1.f; // z is zero then
-        // Registers ahead of and behind the stage being written: loads 3 stages ahead, u and z kept for y.
-        constexpr int kAhead = 3, kRing = kAhead + kNarrowStages;
+        // Registers ahead of and behind the stage being written: loads 2 stages ahead, u and z kept for y.
+        constexpr int kAhead = 2, kRing = kAhead + kNarrowStages;
         Two<T> u[kRing], delta[kRing], z[kRing] = {};
-        Four<T> b[kRing], c[kRing];
+        Four<T> b[kRing], c[kRing] = {};
         auto load = [&](int k, int slot) {
             const long long t = min(seg.begin + k * kNarrowSteps + step, seg.end - 1);
             const int at = alive ? ch : 0;
             u[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.u, p.u_stride, t) + at);
             delta[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.delta, p.delta_stride, t) + at);
-            if (p.z) z[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.z, p.z_stride, t) + at);
+            if (p.z && !kLocal) z[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.z, p.z_stride, t) + at);
             b[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
-            c[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
+            if (!kLocal) c[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
         };
         auto finish = [&](int k, int slot) {
             const int stage = slot % kNarrowStages;
             barrier_sync(kDone + stage);
+            if (kLocal) return;
             float2 y = *reinterpret_cast<const float2 *>(&s_y[stage][step][2 * part]);
             const float2 uf = widen<T>(u[slot]), zf = widen<T>(z[slot]);
             y.x = fmaf(skip.x, uf.x, y.x) * fmaf(zf.x, sigmoid(zf.x), ungated);
@@ -299,7 +306,7 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
 #pragma unroll
             for (int k = 0; k < kAhead; k++) load(k, k);
         }
-        // Three turns past the last stage, to finish those still in the ring.
+        // Two turns past the last stage, to finish those still in the ring.
         for (int k0 = 0; k0 < stages + kNarrowStages; k0 += kRing) {
 #pragma unroll
             for (int slot = 0; slot < kRing; slot++) {
@@ -335,7 +342,7 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
     const float *init = p.segment_state   ? p.segment_state + (long long)blockIdx.y * N * E
                         : p.initial_state ? p.initial_state + (long long)seg.sequence * N * E
                                           : nullptr;
-    float h = init && alive ? init[at] : 0.f;
+    float h = !kLocal && init && alive ? init[at] : 0.f, delta_sum = 0.f;
     float even[4], odd[4]; // operand B that puts the sums of steps 4m .. 4m+3 into lane q = m
 #pragma unroll
     for (int m = 0; m < 4; m++) {
@@ -347,7 +354,7 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
         for (int stage = 0; stage < kNarrowStages; stage++) {
             const int k = k0 + stage;
             if (k >= stages) break;
-            if (p.boundary_state && alive && k % (kChunk / kNarrowSteps) == 0)
+            if (!kLocal && p.boundary_state && alive && k % (kChunk / kNarrowSteps) == 0)
                 p.boundary_state[((long long)seg.chunk + k / (kChunk / kNarrowSteps)) * N * E + at] = h;
             barrier_sync(kFull + stage);
 #pragma unroll
@@ -383,10 +390,13 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
                         h = fmaf(e[m % 2][i], h, in[i] * both.x);
                         v[i] = h * both.y;
                     }
+                    if (kLocal) delta_sum += (step[m % 2].x + step[m % 2].y) + (step[m % 2].z + step[m % 2].w);
                     if (m < 2) read(m + 2);
+                    if (kLocal) continue;
                     mma(sum, v[0], v[1], v[2], v[3], even[m], odd[m]);
                     if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m], odd[m]);
                 }
+                if (kLocal) continue;
                 // sum: steps 4q + 0, 2, 1, 3 over four states of row g's; now over the four rows of the channel,
                 // each of which keeps one step.
                 const bool upper = g & 1, second = g & 2;
@@ -400,7 +410,12 @@ template <class T> __device__ void forward_narrow(const ScanForward &p) {
             barrier_arrive(kDone + stage);
         }
     }
-    if (seg.last && p.last_state && alive) p.last_state[(long long)seg.sequence * N * E + at] = h;
+    if (kLocal) {
+        if (alive) p.segment_state[(long long)blockIdx.y * N * E + at] = h;
+        if (alive && state == 0) p.segment_delta[(long long)blockIdx.y * E + ch] = delta_sum;
+    } else if (seg.last && p.last_state && alive) {
+        p.last_state[(long long)seg.sequence * N * E + at] = h;
+    }
 }
 
 // ----------------------------------------------------------------------------------------- carry
@@ -425,12 +440,14 @@ __device__ void forward_carry(const ScanForward &p) {
 } // namespace scan
 
 #define SCAN_FORWARD(T, name)                                                                                  \
-    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 3,                        \
+    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 4,                        \
                 (scan::forward_tile<T, false>(p)))                                                             \
-    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 3,                       \
+    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 4,                       \
                 (scan::forward_tile<T, true>(p)))                                                              \
-    SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 1,                    \
-                (scan::forward_narrow<T>(p)))
+    SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 4,                    \
+                (scan::forward_narrow<T, false>(p)))                                                           \
+    SCAN_KERNEL(selective_scan_forward_narrow_local_##name, ScanForward, scan::kNarrowThreads, 4,              \
+                (scan::forward_narrow<T, true>(p)))
 SCAN_FORWARD(__nv_bfloat16, bf16)
 SCAN_FORWARD(__half, f16)
 SCAN_FORWARD(float, f32)
