@@ -78,6 +78,14 @@ inline int longest_segment(const std::vector<int> &cu_seqlens, int pieces) {
     for (size_t s = 0; s + 1 < cu_seqlens.size(); s++) longest = std::max(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
     return pieces <= 1 ? ceil_div(longest, 64) * 64 : std::max(1, ceil_div(ceil_div(longest, 64), pieces)) * 64;
 }
+// Where each sequence's segments begin, and their number last.
+inline std::vector<int> first_segments(const std::vector<ScanSegment> &segments) {
+    std::vector<int> first;
+    for (size_t i = 0; i < segments.size(); i++)
+        if (segments[i].first) first.push_back((int)i);
+    first.push_back((int)segments.size());
+    return first;
+}
 inline bool is_split(const std::vector<ScanSegment> &segments) {
     return std::any_of(segments.begin(), segments.end(), [](const ScanSegment &s) { return !s.first; });
 }
@@ -119,7 +127,7 @@ template <class T> void launch_backward(const ScanBackward &p, ScanPath path, in
         }
         ScanKernels<T>::backward<<<grid, 128, kScanBackwardShared, stream>>>(p);
     }
-    if (p.tokens) selective_scan_reduce_bc<<<ceil_div((int)p.tokens, 16), 128, 0, stream>>>(p);
+    if (p.tokens) selective_scan_reduce_bc<<<(unsigned)((p.tokens * 2 * p.states + 127) / 128), 128, 0, stream>>>(p);
     selective_scan_reduce_segments<<<dim3(ceil_div(E, 64), p.states + 2), 64, 0, stream>>>(p);
     CHECK(cudaGetLastError());
 }

@@ -137,6 +137,7 @@ template <class T> struct Case {
     T *u, *delta, *xz, *xp, *y, *dy, *du, *ddelta, *dz;
     float *a, *d = nullptr, *bias = nullptr, *h0 = nullptr, *dlast = nullptr, *last, *dh0, *boundary, *db, *dc, *da, *dd, *dbias;
     ScanSegment *segments;
+    int *first_segment;
     float *segment_state, *segment_delta, *state_scratch, *bc_partial, *a_partial, *d_partial, *bias_partial;
     size_t chunks = 0;
 
@@ -161,7 +162,7 @@ template <class T> struct Case {
         last = pool.get<float>(en * sequences), dh0 = pool.get<float>(en * sequences), boundary = pool.get<float>(en * chunks);
         db = pool.get<float>((size_t)tokens * s.N), dc = pool.get<float>((size_t)tokens * s.N);
         da = pool.get<float>(en), dd = pool.get<float>(s.E), dbias = pool.get<float>(s.E);
-        segments = pool.get<ScanSegment>(segs);
+        segments = pool.get<ScanSegment>(segs), first_segment = pool.get<int>(sequences + 1);
         segment_state = pool.get<float>(en * segs), segment_delta = pool.get<float>(s.E * segs);
         state_scratch = pool.get<float>(segs * ceil_div(s.E, 64) * 16384);
         bc_partial = pool.get<float>((size_t)std::max(ceil_div(s.E, 64), 32) * tokens * 2 * s.N);
@@ -173,6 +174,8 @@ template <class T> struct Case {
     int plan_segments(int pieces, ScanSegment *to, bool *split) {
         auto list = cut(cu, longest_segment(cu, pieces));
         CHECK(cudaMemcpy(to, list.data(), list.size() * sizeof(ScanSegment), cudaMemcpyHostToDevice));
+        auto first = first_segments(list);
+        CHECK(cudaMemcpy(first_segment, first.data(), first.size() * sizeof(int), cudaMemcpyHostToDevice));
         *split = is_split(list);
         return (int)list.size();
     }
@@ -180,7 +183,7 @@ template <class T> struct Case {
         ScanForward p{};
         bool split;
         p.segment_count = plan_segments(plan.pieces, segments, &split);
-        p.segments = segments;
+        p.segments = segments, p.first_segment = first_segment;
         p.u = u, p.delta = delta, p.z = shape.gate ? xz + shape.E : nullptr, p.b = xp + lead, p.c = xp + lead + shape.N, p.y = y;
         p.a = a, p.d = d, p.delta_bias = bias, p.initial_state = h0, p.last_state = last, p.boundary_state = keep ? boundary : nullptr;
         p.segment_state = split ? segment_state : nullptr, p.segment_delta = segment_delta;
@@ -196,7 +199,7 @@ template <class T> struct Case {
         p.a = a, p.d = d, p.delta_bias = bias, p.boundary_state = boundary, p.last_state_grad = dlast, p.initial_state_grad = dh0;
         p.segment_state = f.segment_state, p.segment_delta = segment_delta, p.state_scratch = state_scratch, p.bc_partial = bc_partial;
         p.a_partial = a_partial, p.d_partial = d_partial, p.bias_partial = bias_partial;
-        p.db = db, p.dc = dc, p.da = da, p.dd = d ? dd : nullptr, p.dbias = bias ? dbias : nullptr, p.segments = segments;
+        p.db = db, p.dc = dc, p.da = da, p.dd = d ? dd : nullptr, p.dbias = bias ? dbias : nullptr, p.segments = segments, p.first_segment = first_segment;
         p.u_stride = f.u_stride, p.delta_stride = f.delta_stride, p.z_stride = f.z_stride, p.b_stride = f.b_stride, p.c_stride = f.c_stride;
         p.dy_stride = p.du_stride = p.ddelta_stride = shape.E, p.dz_stride = 2 * shape.E, p.db_stride = p.dc_stride = shape.N;
         p.tokens = tokens, p.segment_count = f.segment_count, p.channels = shape.E, p.states = shape.N, p.softplus = shape.softplus;
@@ -450,12 +453,12 @@ void time_all(const char *json, const std::string &only) {
     auto cut_narrow = [](int n) { return ScanPlan{ScanPath::narrow, n}; };
     auto tile = [](int n) { return ScanPlan{ScanPath::tile, n}; };
     std::vector<Row> rows{
-        {8, 2048, 2048, 56, 14, {tile(1), narrow}, {tile(1), tile(2)}},
+        {8, 2048, 2048, 56, 14, {tile(1)}, {tile(1)}},
         {64, 1536, 512, 63, 15, {tile(1)}, {tile(1)}},
         {8, 5120, 4096, 59, 14, {tile(1)}, {tile(1)}},
-        {1, 1024, 131072, 46, 12, {tile(49), cut_narrow(4)}, {tile(49), tile(98)}},
-        {1, 5120, 2048, 53, 12, {narrow, tile(4)}, {tile(4), tile(5), tile(9), tile(16)}},
-        {1, 1024, 2048, 40, 7, {cut_narrow(4), cut_narrow(3), narrow, tile(16)}, {tile(16), tile(11), tile(32)}},
+        {1, 1024, 131072, 46, 12, {tile(49), tile(99)}, {tile(49), tile(98)}},
+        {1, 5120, 2048, 53, 12, {narrow, tile(4)}, {tile(5), tile(9), tile(16)}},
+        {1, 1024, 2048, 40, 7, {cut_narrow(4), narrow, tile(16), tile(32)}, {tile(16), tile(32)}},
         {1, 1024, 524288, 47, 0, {tile(49)}, {}},
     };
     cudaDeviceProp device;

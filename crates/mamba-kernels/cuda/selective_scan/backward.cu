@@ -7,7 +7,7 @@
 //   selective_scan_backward_local_*        (ceil(channels / 64), segment_count)    128    0
 //   selective_scan_backward_carry          (ceil(channels / 32), 16, sequences)    32     0
 //   selective_scan_backward_*              (ceil(channels / 64), segment_count)    128    kScanBackwardShared
-//   selective_scan_reduce_bc               (ceil(tokens / 16))                     128    0
+//   selective_scan_reduce_bc               (ceil(tokens * 2 * states / 128))       128    0
 //   selective_scan_reduce_segments         (ceil(channels / 64), states + 2)       64     0
 // local and carry only where sequences are split. partials = ceil(channels / 64). The two reductions also end
 // generic.cu's backward. Needs the same shapes and alignments as forward's tile kernel, and two elements' for
@@ -93,23 +93,8 @@ template <class T> __device__ void backward(const ScanBackward &p) {
     float bias[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && part_alive ? p.delta_bias[part_channel + i] : 0.f;
-    auto load = [&](const void *base, long long stride, int t) {
-        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, part_alive && t < seg.end);
-    };
-
-    // All that a chunk reads, to the L2 while the one behind it is worked on.
-    auto prefetch_chunk = [&](int t0, int boundary) {
-        const int at = warp_channel < E ? warp_channel : 0;
-#pragma unroll
-        for (int i = 0; i < kChunk; i += 32) {
-            const int t = t0 + i + lane;
-            prefetch(row<T>(p.u, p.u_stride, t) + at, true);
-            prefetch(row<T>(p.delta, p.delta_stride, t) + at, true);
-            prefetch(row<T>(p.dy, p.dy_stride, t) + at, true);
-            prefetch(row<T>(p.z, p.z_stride, t) + at, p.z);
-            prefetch(row<T>(warp % 2 ? p.b : p.c, warp % 2 ? p.b_stride : p.c_stride, t), warp < 2);
-        }
-        prefetch(p.boundary_state + ((long long)boundary * N + lane / 2) * E + at + lane % 2 * 8, at + lane % 2 * 8 < E);
+    auto load = [&](const void *base, long long stride, int t, bool wanted = true) {
+        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, wanted && part_alive && t < seg.end);
     };
 
     const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
@@ -135,7 +120,9 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             h[0][r] = v.x;
             h[1][r] = v.y;
         }
-        Four<T> in_u = {}, in_delta = {}, in_z = {}, in_dy = {};
+        int t8 = t0 + (groups - 1) * kRows + part_row; // what part 2 begins with, in good time
+        Four<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8);
+        Four<T> in_z = load(p.z, p.z_stride, t8, p.z != nullptr), in_dy = load(p.dy, p.dy_stride, t8);
         Four<T> next_u = load(p.u, p.u_stride, t0 + part_row), next_delta = load(p.delta, p.delta_stride, t0 + part_row);
         __syncthreads();
         for (int group = 0; group < groups; group++) {
@@ -144,11 +131,6 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             if (group + 1 < groups) {
                 next_u = load(p.u, p.u_stride, t + kRows);
                 next_delta = load(p.delta, p.delta_stride, t + kRows);
-            } else { // what part 2 starts with
-                in_u = load(p.u, p.u_stride, t);
-                in_delta = load(p.delta, p.delta_stride, t);
-                in_dy = load(p.dy, p.dy_stride, t);
-                if (p.z) in_z = load(p.z, p.z_stride, t);
             }
             float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
 #pragma unroll
@@ -192,8 +174,6 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 
         // 2. Backward. Each lane reads back what it wrote.
         float4 kept0 = scratch[(groups * 2 - 1) * 64], kept1 = scratch[(groups * 2 - 1) * 64 + 32];
-        int t8 = t0 + (groups - 1) * kRows + part_row;
-        if (chunk > 0) prefetch_chunk(t0 - kChunk, seg.chunk + chunk - 1);
         for (int group = groups - 1; group >= 0; group--, buffer ^= 1, t8 -= kRows) {
             {
                 float4 u4 = widen<T>(in_u), x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
@@ -226,7 +206,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                 const int t = t8 - kRows;
                 in_u = load(p.u, p.u_stride, t);
                 in_delta = load(p.delta, p.delta_stride, t);
-                if (p.z) in_z = load(p.z, p.z_stride, t);
+                in_z = load(p.z, p.z_stride, t, p.z != nullptr);
                 in_dy = load(p.dy, p.dy_stride, t);
             }
 #pragma unroll 1
@@ -405,24 +385,13 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
     float bias[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && part_alive ? p.delta_bias[part_channel + i] : 0.f;
-    auto load = [&](const void *base, long long stride, int t) {
-        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, part_alive && t < seg.end);
+    auto load = [&](const void *base, long long stride, int t, bool wanted = true) {
+        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, wanted && part_alive && t < seg.end);
     };
     for (int chunk = (seg.end - seg.begin - 1) / kChunk; chunk >= 0; chunk--) {
         const int t0 = seg.begin + chunk * kChunk, groups = (min(kChunk, seg.end - t0) + kRows - 1) / kRows;
         int t = t0 + (groups - 1) * kRows + part_row;
-        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t), in_z = {};
-        if (p.z) in_z = load(p.z, p.z_stride, t);
-        if (chunk > 0) {
-#pragma unroll
-            for (int i = 0; i < kChunk; i += 32) {
-                const int ahead = t0 - kChunk + i + lane, at = warp_channel < E ? warp_channel : 0;
-                prefetch(row<T>(p.delta, p.delta_stride, ahead) + at, true);
-                prefetch(row<T>(p.dy, p.dy_stride, ahead) + at, true);
-                prefetch(row<T>(p.z, p.z_stride, ahead) + at, p.z);
-                prefetch(row<T>(p.c, p.c_stride, ahead), warp == 0);
-            }
-        }
+        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t), in_z = load(p.z, p.z_stride, t, p.z != nullptr);
         __syncthreads();
         load_states<T>(c, p.c, p.c_stride, t0, seg.end);
         __syncthreads();
@@ -432,7 +401,7 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
             if (group > 0) {
                 in_delta = load(p.delta, p.delta_stride, t - kRows);
                 in_dy = load(p.dy, p.dy_stride, t - kRows);
-                if (p.z) in_z = load(p.z, p.z_stride, t - kRows);
+                in_z = load(p.z, p.z_stride, t - kRows, p.z != nullptr);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) step[i] += bias[i];
@@ -478,31 +447,38 @@ __device__ void backward_carry(const ScanBackward &p) {
     if (ch >= E) return;
     const long long at = (long long)blockIdx.y * E + ch;
     const float a = p.a[at] * kLog2e;
-    int i = p.segment_count - 1;
-    while (i >= 0 && p.segments[i].sequence != (int)blockIdx.z) i--;
-    float carry = p.last_state_grad ? p.last_state_grad[(long long)blockIdx.z * N * E + at] : 0.f;
-    for (; i >= 0 && p.segments[i].sequence == (int)blockIdx.z; i--) {
-        float *state = p.segment_state + (long long)i * N * E + at;
-        const float local = *state;
-        *state = carry;
-        if (p.segments[i].first) break;
-        carry = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), carry, local);
+    const long long stride = (long long)N * E;
+    const int begin = p.first_segment[blockIdx.z], end = p.first_segment[blockIdx.z + 1];
+    float carry = p.last_state_grad ? p.last_state_grad[blockIdx.z * stride + at] : 0.f;
+    constexpr int kBatch = 8; // loads in flight
+    for (int i0 = end - 1; i0 >= begin; i0 -= kBatch) {
+        float local[kBatch], delta[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            const bool valid = i0 - k > begin; // nobody waits for the first one's front
+            local[k] = valid ? p.segment_state[(i0 - k) * stride + at] : 0.f;
+            delta[k] = valid ? p.segment_delta[(long long)(i0 - k) * E + ch] : 0.f;
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (i0 - k >= begin) p.segment_state[(i0 - k) * stride + at] = carry;
+            carry = fmaf(exp2_fast(a * delta[k]), carry, local[k]);
+        }
     }
 }
 
-// dB, dC over the blocks of channels; 16 tokens a block, any N.
+// dB, dC over the blocks of channels; a thread an element, any N.
 __device__ void reduce_bc(const ScanBackward &p) {
     const int width = 2 * p.states;
-    for (int i = threadIdx.x; i < 16 * width; i += 128) {
-        const long long t = blockIdx.x * 16LL + i / width;
-        const int n = i % width;
-        if (t >= p.tokens) return;
-        float sum = 0.f;
-#pragma unroll 8
-        for (int k = 0; k < p.partials; k++) sum += p.bc_partial[(k * p.tokens + t) * width + n];
-        if (n < p.states) p.db[t * p.db_stride + n] = sum;
-        else p.dc[t * p.dc_stride + n - p.states] = sum;
-    }
+    const long long i = blockIdx.x * 128LL + threadIdx.x, count = p.tokens * width;
+    if (i >= count) return;
+    float sum = 0.f;
+#pragma unroll 16
+    for (int k = 0; k < p.partials; k++) sum += p.bc_partial[k * count + i];
+    const long long t = i / width;
+    const int n = (int)(i - t * width);
+    if (n < p.states) p.db[t * p.db_stride + n] = sum;
+    else p.dc[t * p.dc_stride + n - p.states] = sum;
 }
 
 // dA (block y < states), dD, dbias over the segments.

@@ -164,11 +164,6 @@ __device__ __forceinline__ void copy16(void *shared, const void *global, bool va
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Brings the 32 bytes around `from` to the L2, for a load that comes later.
-__device__ __forceinline__ void prefetch(const void *from, bool valid) {
-    if (valid) asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-
 template <class T> __device__ __forceinline__ const T *row(const void *base, long long stride, long long token) {
     return static_cast<const T *>(base) + token * stride;
 }

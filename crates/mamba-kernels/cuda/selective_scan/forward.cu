@@ -92,7 +92,6 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int bc_row = tid % kHalf / (N / kPer), bc_at = tid % kHalf % (N / kPer) * kPer;
     const T *from_u = row<T>(p.u, p.u_stride, seg.begin + copy_row) + copy_at;
     const T *from_delta = row<T>(p.delta, p.delta_stride, seg.begin + copy_row) + copy_at;
-    const T *ahead_z = p.z && !kLocal ? row<T>(p.z, p.z_stride, seg.begin + copy_row) + copy_at : nullptr; // for the L2
     const T *from_bc = (tid < kHalf ? row<T>(p.b, p.b_stride, seg.begin + bc_row) : row<T>(p.c, p.c_stride, seg.begin + bc_row)) + bc_at;
     const long long bc_stride = tid < kHalf ? p.b_stride : p.c_stride;
     auto copy_stage = [&](int t0, int ring) { // in order of t0
@@ -102,9 +101,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             const bool valid = t0 + r < seg.end && first_channel + copy_channel < E;
             copy16(&s.raw_u[ring][r][copy_channel], from_u + i * kRowStep * p.u_stride, valid);
             copy16(&s.raw_delta[ring][r][copy_channel], from_delta + i * kRowStep * p.delta_stride, valid);
-            prefetch(ahead_z + i * kRowStep * p.z_stride, valid && ahead_z);
         }
-        if (ahead_z) ahead_z += kTileSteps * p.z_stride;
         if (bc_row < kTileSteps) copy16(tid < kHalf ? &s.raw_b[ring][bc_row][bc_at] : &s.raw_c[ring][bc_row][bc_at], from_bc, t0 + bc_row < seg.end);
         from_u += kTileSteps * p.u_stride;
         from_delta += kTileSteps * p.delta_stride;
@@ -231,7 +228,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     store_if<T>(to_y + (8 * half + i) * y_stride, pair_of<T>(v0, v1), t0 + r < seg.end && alive);
                 }
             }
-            if (half == 0) convert(t0 + kTileSteps, ring1, buffer ^ 1); // past the last stage too: nobody reads that
+            if (half == CV) convert(t0 + kTileSteps, ring1, buffer ^ 1); // past the last stage too: nobody reads that
         }
         to_y += kTileSteps * y_stride;
         ring = ring1;
@@ -248,8 +245,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 
 // ---------------------------------------------------------------------------------------- narrow
 // A block is 8 channels: warps 0-3 scan two channels each, one state a lane; warps 4-7 load, convert, and
-// finish y (skip, gate, store). Stages of 32 steps, two of them, handed over by named barriers. B and C
-// lie transposed, so that one 16-byte read serves 4 steps.
+// finish y (skip, gate, store). Stages of 32 steps in two buffers: while one is scanned the next is converted and
+// the one before finished. B and C lie transposed, so that one 16-byte read serves 4 steps.
 // y: v = C h of four steps is operand A (rows are g, k is q); operand B is zeros and ones that sum over q and put
 // each four steps into a lane of their own; shuffles add the four rows of a channel.
 
@@ -257,9 +254,6 @@ constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNar
 constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
 
 template <class T> struct alignas(16) StepQuad { Two<T> v[4]; }; // (B, C) of 4 steps
-
-__device__ __forceinline__ void barrier_sync(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
-__device__ __forceinline__ void barrier_arrive(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
 
 template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward &p) {
     __shared__ __align__(16) float s_step[kNarrowStages][kNarrowChannels][kNarrowRow];
@@ -270,7 +264,6 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     const ScanSegment seg = p.segments[blockIdx.y];
     if (kLocal && seg.last) return; // nobody waits for it
     const int stages = (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
-    constexpr int kFull = 1, kDone = 1 + kNarrowStages;
 
     if (threadIdx.x >= 128) {
         const int step = tid / 4, part = tid % 4, ch = blockIdx.x * kNarrowChannels + 2 * part;
@@ -278,8 +271,8 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
         const float2 bias = load_pair(p.delta_bias, ch, alive && p.delta_bias);
         const float2 skip = load_pair(p.d, ch, alive && p.d);
         const float ungated = p.z ? 0.f : 1.f; // z is zero then
-        // Registers ahead of and behind the stage being written: loads 2 stages ahead, u and z kept for y.
-        constexpr int kAhead = 2, kRing = kAhead + kNarrowStages;
+        // Registers of four stages: two loaded ahead, the one being scanned, the one being finished.
+        constexpr int kRing = 4;
         Two<T> u[kRing], delta[kRing], z[kRing] = {};
         Four<T> b[kRing], c[kRing] = {};
         auto load = [&](int k, int slot) {
@@ -291,44 +284,45 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
             b[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
             if (!kLocal) c[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
         };
+        auto convert = [&](int k, int slot) {
+            const int stage = slot % 2;
+            const float2 d = widen<T>(delta[slot]), uf = widen<T>(u[slot]);
+            const bool valid = seg.begin + k * kNarrowSteps + step < seg.end;
+            float2 x = make_float2(d.x + bias.x, d.y + bias.y);
+            x.x = select(valid, select(p.softplus, softplus<T>(x.x), x.x), 0.f);
+            x.y = select(valid, select(p.softplus, softplus<T>(x.y), x.y), 0.f);
+            s_step[stage][2 * part][step] = x.x;
+            s_step[stage][2 * part + 1][step] = x.y;
+            s_input[stage][2 * part][step] = x.x * uf.x;
+            s_input[stage][2 * part + 1][step] = x.y * uf.y;
+            s_bc[stage][4 * part][step] = Packed<T>::template zip<0>(b[slot], c[slot]);
+            s_bc[stage][4 * part + 1][step] = Packed<T>::template zip<1>(b[slot], c[slot]);
+            s_bc[stage][4 * part + 2][step] = Packed<T>::template zip<2>(b[slot], c[slot]);
+            s_bc[stage][4 * part + 3][step] = Packed<T>::template zip<3>(b[slot], c[slot]);
+        };
         auto finish = [&](int k, int slot) {
-            const int stage = slot % kNarrowStages;
-            barrier_sync(kDone + stage);
-            if (kLocal) return;
-            float2 y = *reinterpret_cast<const float2 *>(&s_y[stage][step][2 * part]);
+            const float2 y = *reinterpret_cast<const float2 *>(&s_y[slot % 2][step][2 * part]);
             const float2 uf = widen<T>(u[slot]), zf = widen<T>(z[slot]);
-            y.x = fmaf(skip.x, uf.x, y.x) * fmaf(zf.x, sigmoid(zf.x), ungated);
-            y.y = fmaf(skip.y, uf.y, y.y) * fmaf(zf.y, sigmoid(zf.y), ungated);
             const int t = seg.begin + k * kNarrowSteps + step;
-            store_if<T>(row<T>(p.y, p.y_stride, t) + ch, pair_of<T>(y.x, y.y), t < seg.end && alive);
+            store_if<T>(row<T>(p.y, p.y_stride, t) + ch,
+                        pair_of<T>(fmaf(skip.x, uf.x, y.x) * fmaf(zf.x, sigmoid(zf.x), ungated),
+                                   fmaf(skip.y, uf.y, y.y) * fmaf(zf.y, sigmoid(zf.y), ungated)),
+                        t < seg.end && alive);
         };
         if (stages > 0) {
-#pragma unroll
-            for (int k = 0; k < kAhead; k++) load(k, k);
+            load(0, 0);
+            load(1, 1);
+            convert(0, 0);
         }
-        // Two turns past the last stage, to finish those still in the ring.
-        for (int k0 = 0; k0 < stages + kNarrowStages; k0 += kRing) {
+        for (int k0 = 0; k0 <= stages; k0 += kRing) {
 #pragma unroll
             for (int slot = 0; slot < kRing; slot++) {
-                const int k = k0 + slot, stage = slot % kNarrowStages;
-                if (k >= kNarrowStages && k < stages + kNarrowStages) finish(k - kNarrowStages, (slot + kRing - kNarrowStages) % kRing);
-                if (k < stages) {
-                    const float2 d = widen<T>(delta[slot]), uf = widen<T>(u[slot]);
-                    const bool valid = seg.begin + k * kNarrowSteps + step < seg.end;
-                    float2 x = make_float2(d.x + bias.x, d.y + bias.y);
-                    x.x = select(valid, select(p.softplus, softplus<T>(x.x), x.x), 0.f);
-                    x.y = select(valid, select(p.softplus, softplus<T>(x.y), x.y), 0.f);
-                    s_step[stage][2 * part][step] = x.x;
-                    s_step[stage][2 * part + 1][step] = x.y;
-                    s_input[stage][2 * part][step] = x.x * uf.x;
-                    s_input[stage][2 * part + 1][step] = x.y * uf.y;
-                    s_bc[stage][4 * part][step] = Packed<T>::template zip<0>(b[slot], c[slot]);
-                    s_bc[stage][4 * part + 1][step] = Packed<T>::template zip<1>(b[slot], c[slot]);
-                    s_bc[stage][4 * part + 2][step] = Packed<T>::template zip<2>(b[slot], c[slot]);
-                    s_bc[stage][4 * part + 3][step] = Packed<T>::template zip<3>(b[slot], c[slot]);
-                    barrier_arrive(kFull + stage);
-                    load(k + kAhead, (slot + kAhead) % kRing);
-                }
+                const int k = k0 + slot; // the stage that warps 0-3 scan now
+                if (k > stages) break;
+                __syncthreads();
+                if (!kLocal && k > 0) finish(k - 1, (slot + kRing - 1) % kRing);
+                if (k + 1 < stages) convert(k + 1, (slot + 1) % kRing);
+                if (k + 2 < stages) load(k + 2, (slot + 2) % kRing);
             }
         }
         return;
@@ -349,14 +343,15 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
         even[m] = g == 2 * m ? 1.f : 0.f;
         odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
     }
-    for (int k0 = 0; k0 < stages; k0 += kNarrowStages) {
+    for (int k0 = 0; k0 <= stages; k0 += kNarrowStages) {
 #pragma unroll
         for (int stage = 0; stage < kNarrowStages; stage++) {
             const int k = k0 + stage;
-            if (k >= stages) break;
+            if (k > stages) break;
+            __syncthreads();
+            if (k == stages) break;
             if (!kLocal && p.boundary_state && alive && k % (kChunk / kNarrowSteps) == 0)
                 p.boundary_state[((long long)seg.chunk + k / (kChunk / kNarrowSteps)) * N * E + at] = h;
-            barrier_sync(kFull + stage);
 #pragma unroll
             for (int half = 0; half < kNarrowSteps / 16; half++) {
                 // Four steps at a time: exponentials one group ahead, reads two.
@@ -407,7 +402,6 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
                 y += __shfl_xor_sync(~0u, second ? y0 : y1, 8);
                 s_y[stage][16 * half + 4 * q + 2 * upper + second][local] = kExact<T> ? y : y * kCutMean;
             }
-            barrier_arrive(kDone + stage);
         }
     }
     if (kLocal) {
@@ -425,15 +419,23 @@ __device__ void forward_carry(const ScanForward &p) {
     if (ch >= E) return;
     const long long at = (long long)blockIdx.y * E + ch;
     const float a = p.a[at] * kLog2e;
-    int i = 0;
-    while (i < p.segment_count && p.segments[i].sequence != (int)blockIdx.z) i++;
-    float h = p.initial_state ? p.initial_state[(long long)blockIdx.z * N * E + at] : 0.f;
-    for (; i < p.segment_count && p.segments[i].sequence == (int)blockIdx.z; i++) {
-        float *state = p.segment_state + (long long)i * N * E + at;
-        const float local = *state;
-        *state = h;
-        if (p.segments[i].last) break;
-        h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, local);
+    const long long stride = (long long)N * E;
+    const int end = p.first_segment[blockIdx.z + 1];
+    float h = p.initial_state ? p.initial_state[blockIdx.z * stride + at] : 0.f;
+    constexpr int kBatch = 8; // loads in flight
+    for (int i0 = p.first_segment[blockIdx.z]; i0 < end; i0 += kBatch) {
+        float local[kBatch], delta[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            const bool valid = i0 + k < end - 1; // nobody waits for the last one's end
+            local[k] = valid ? p.segment_state[(i0 + k) * stride + at] : 0.f;
+            delta[k] = valid ? p.segment_delta[(long long)(i0 + k) * E + ch] : 0.f;
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (i0 + k < end) p.segment_state[(i0 + k) * stride + at] = h;
+            h = fmaf(exp2_fast(a * delta[k]), h, local[k]);
+        }
     }
 }
 

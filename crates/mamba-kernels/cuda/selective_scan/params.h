@@ -35,6 +35,7 @@ struct ScanForward {
     float *segment_state;            // [segments, N, E]; null where no sequence is split
     float *segment_delta;            // [segments, E], sum of the step sizes; likewise
     const ScanSegment *segments;
+    const int *first_segment;        // [sequences + 1]: where each sequence's segments begin; for carry
     long long u_stride, delta_stride, z_stride, b_stride, c_stride, y_stride;
     int segment_count;
     int channels;                    // E
@@ -61,6 +62,7 @@ struct ScanBackward {
     float *da;                       // [N, E], written by selective_scan_reduce_segments, as are
     float *dd, *dbias;               // [E] or null
     const ScanSegment *segments;
+    const int *first_segment;        // [sequences + 1], as in forward
     long long u_stride, delta_stride, z_stride, b_stride, c_stride, dy_stride;
     long long du_stride, ddelta_stride, dz_stride, db_stride, dc_stride;
     long long tokens;                // T
