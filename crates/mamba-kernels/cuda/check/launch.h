@@ -23,8 +23,7 @@ SCAN_DECLARE(f16)
 SCAN_DECLARE(f32)
 extern "C" __global__ void selective_scan_forward_carry(const __grid_constant__ ScanForward);
 extern "C" __global__ void selective_scan_backward_carry(const __grid_constant__ ScanBackward);
-extern "C" __global__ void selective_scan_reduce_bc(const __grid_constant__ ScanBackward);
-extern "C" __global__ void selective_scan_reduce_segments(const __grid_constant__ ScanBackward);
+extern "C" __global__ void selective_scan_reduce(const __grid_constant__ ScanBackward);
 
 using ForwardKernel = void (*)(ScanForward);
 using BackwardKernel = void (*)(ScanBackward);
@@ -86,6 +85,12 @@ inline std::vector<int> first_segments(const std::vector<ScanSegment> &segments)
     first.push_back((int)segments.size());
     return first;
 }
+// Few segments a sequence: chained by the blocks themselves, which spares a launch.
+inline bool carry_inside(const std::vector<int> &first_segment) {
+    for (size_t i = 0; i + 1 < first_segment.size(); i++)
+        if (first_segment[i + 1] - first_segment[i] > 16) return false;
+    return true;
+}
 inline bool is_split(const std::vector<ScanSegment> &segments) {
     return std::any_of(segments.begin(), segments.end(), [](const ScanSegment &s) { return !s.first; });
 }
@@ -108,7 +113,7 @@ template <class T> void launch_forward(const ScanForward &p, ScanPath path, int 
         const int threads = narrow ? 256 : 128, bytes = narrow ? 0 : shared;
         if (p.segment_state) {
             (narrow ? ScanKernels<T>::narrow_local : ScanKernels<T>::local)<<<grid, threads, bytes, stream>>>(p);
-            selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
+            if (!p.carry_inside) selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
         (narrow ? ScanKernels<T>::narrow : ScanKernels<T>::tile)<<<grid, threads, bytes, stream>>>(p);
     }
@@ -123,12 +128,11 @@ template <class T> void launch_backward(const ScanBackward &p, ScanPath path, in
         dim3 grid(ceil_div(E, 64), p.segment_count);
         if (p.segment_state) {
             ScanKernels<T>::backward_local<<<grid, 128, 0, stream>>>(p);
-            selective_scan_backward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
+            if (!p.carry_inside) selective_scan_backward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
         ScanKernels<T>::backward<<<grid, 128, kScanBackwardShared, stream>>>(p);
     }
-    if (p.tokens) selective_scan_reduce_bc<<<(unsigned)((p.tokens * 2 * p.states + 127) / 128), 128, 0, stream>>>(p);
-    selective_scan_reduce_segments<<<dim3(ceil_div(E, 64), p.states + 2), 64, 0, stream>>>(p);
+    selective_scan_reduce<<<(unsigned)((p.tokens * 2 * p.states + 127) / 128 + (p.states + 2) * ceil_div(E, 128)), 128, 0, stream>>>(p);
     CHECK(cudaGetLastError());
 }
 template <class T> void allow_shared_memory() {

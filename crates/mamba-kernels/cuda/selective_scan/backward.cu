@@ -7,10 +7,10 @@
 //   selective_scan_backward_local_*        (ceil(channels / 64), segment_count)    128    0
 //   selective_scan_backward_carry          (ceil(channels / 32), 16, sequences)    32     0
 //   selective_scan_backward_*              (ceil(channels / 64), segment_count)    128    kScanBackwardShared
-//   selective_scan_reduce_bc               (ceil(tokens * 2 * states / 128))       128    0
-//   selective_scan_reduce_segments         (ceil(channels / 64), states + 2)       64     0
-// local and carry only where sequences are split. partials = ceil(channels / 64). The two reductions also end
-// generic.cu's backward. Needs the same shapes and alignments as forward's tile kernel, and two elements' for
+//   selective_scan_reduce                  (ceil(tokens * 2 * states / 128)        128    0
+//                                            + (states + 2) * ceil(channels / 128))
+// local and carry (not with carry_inside) only where sequences are split. partials = ceil(channels / 64). reduce
+// also ends generic.cu's backward. Needs the same shapes and alignments as forward's tile kernel, and two elements' for
 // the outputs.
 //
 // A warp is 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states 4q .. 4q+3. Per 64
@@ -66,9 +66,11 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 
     float a[2][4], carry[2][4], da[2][4] = {}, dbias[2] = {}, dd[2] = {};
     {
-        const float *from = p.segment_state && !seg.last ? p.segment_state + (long long)blockIdx.y * N * E
-                            : seg.last && p.last_state_grad ? p.last_state_grad + (long long)seg.sequence * N * E
-                                                            : nullptr;
+        const long long stride = (long long)N * E;
+        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
+        const float *from = ready                ? p.segment_state + blockIdx.y * stride
+                            : p.last_state_grad ? p.last_state_grad + seg.sequence * stride
+                                                : nullptr;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             long long at = (long long)(4 * q + r) * E + ch;
@@ -77,6 +79,28 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             a[1][r] = av.y * kLog2e;
             carry[0][r] = cv.x;
             carry[1][r] = cv.y;
+        }
+        if (p.segment_state && p.carry_inside) {
+            constexpr int kBatch = 4; // segments' loads in flight
+            const int self = blockIdx.y;
+            for (int i0 = p.first_segment[seg.sequence + 1] - 1; i0 > self; i0 -= kBatch) {
+                float2 local[kBatch][4], delta[kBatch];
+#pragma unroll
+                for (int k = 0; k < kBatch; k++) {
+                    const bool valid = alive && i0 - k > self;
+                    delta[k] = load_pair(p.segment_delta, (long long)(i0 - k) * E + ch, valid);
+#pragma unroll
+                    for (int r = 0; r < 4; r++)
+                        local[k][r] = load_pair(p.segment_state, (i0 - k) * stride + (long long)(4 * q + r) * E + ch, valid);
+                }
+#pragma unroll
+                for (int k = 0; k < kBatch; k++)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        carry[0][r] = fmaf(exp2_fast(a[0][r] * delta[k].x), carry[0][r], local[k][r].x);
+                        carry[1][r] = fmaf(exp2_fast(a[1][r] * delta[k].y), carry[1][r], local[k][r].y);
+                    }
+            }
         }
     }
     const float2 skip = load_pair(p.d, ch, alive && p.d);
@@ -391,28 +415,30 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
     for (int chunk = (seg.end - seg.begin - 1) / kChunk; chunk >= 0; chunk--) {
         const int t0 = seg.begin + chunk * kChunk, groups = (min(kChunk, seg.end - t0) + kRows - 1) / kRows;
         int t = t0 + (groups - 1) * kRows + part_row;
-        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t), in_z = load(p.z, p.z_stride, t, p.z != nullptr);
+        // Two groups ahead.
+        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t);
+        Four<T> in_z = load(p.z, p.z_stride, t, p.z != nullptr);
+        Four<T> next_delta = load(p.delta, p.delta_stride, t - kRows, groups > 1);
+        Four<T> next_dy = load(p.dy, p.dy_stride, t - kRows, groups > 1);
+        Four<T> next_z = load(p.z, p.z_stride, t - kRows, groups > 1 && p.z);
         __syncthreads();
         load_states<T>(c, p.c, p.c_stride, t0, seg.end);
         __syncthreads();
+#pragma unroll 2
         for (int group = groups - 1; group >= 0; group--, t -= kRows) {
             float4 x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
             float step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w}, dy[4] = {o4.x, o4.y, o4.z, o4.w};
-            if (group > 0) {
-                in_delta = load(p.delta, p.delta_stride, t - kRows);
-                in_dy = load(p.dy, p.dy_stride, t - kRows);
-                in_z = load(p.z, p.z_stride, t - kRows, p.z != nullptr);
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) step[i] += bias[i];
+            in_delta = next_delta, in_dy = next_dy, in_z = next_z;
+            next_delta = load(p.delta, p.delta_stride, t - 2 * kRows, group > 1);
+            next_dy = load(p.dy, p.dy_stride, t - 2 * kRows, group > 1);
+            next_z = load(p.z, p.z_stride, t - 2 * kRows, group > 1 && p.z);
+            const int gated = p.z != nullptr;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
+                step[i] += bias[i];
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
                 step[i] = select(t < seg.end, step[i], 0.f);
-            }
-            if (p.z) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) dy[i] *= z[i] * sigmoid(z[i]);
+                dy[i] = select(gated, dy[i] * z[i] * sigmoid(z[i]), dy[i]);
             }
             __syncwarp();
             x[warp][part_row][2 * part] = make_float4(step[0], step[1], dy[0], dy[1]);
@@ -467,33 +493,29 @@ __device__ void backward_carry(const ScanBackward &p) {
     }
 }
 
-// dB, dC over the blocks of channels; a thread an element, any N.
-__device__ void reduce_bc(const ScanBackward &p) {
-    const int width = 2 * p.states;
-    const long long i = blockIdx.x * 128LL + threadIdx.x, count = p.tokens * width;
-    if (i >= count) return;
-    float sum = 0.f;
+// Sums of the partial results, a thread an element, any N: dB and dC over the blocks of channels in the first
+// ceil(T 2N / 128) blocks; dA, dD and dbias over the segments in the rest, (N + 2) ceil(E / 128).
+__device__ void reduce(const ScanBackward &p) {
+    const int N = p.states, E = p.channels;
+    const long long count = p.tokens * 2 * N, bc_blocks = (count + 127) / 128;
+    if (blockIdx.x < bc_blocks) {
+        const long long i = blockIdx.x * 128LL + threadIdx.x;
+        if (i >= count) return;
+        float sum = 0.f;
 #pragma unroll 16
-    for (int k = 0; k < p.partials; k++) sum += p.bc_partial[k * count + i];
-    const long long t = i / width;
-    const int n = (int)(i - t * width);
-    if (n < p.states) p.db[t * p.db_stride + n] = sum;
-    else p.dc[t * p.dc_stride + n - p.states] = sum;
-}
-
-// dA (block y < states), dD, dbias over the segments.
-__device__ void reduce_segments(const ScanBackward &p) {
-    const int ch = blockIdx.x * 64 + threadIdx.x, n = blockIdx.y, E = p.channels;
-    if (ch >= E) return;
-    const float *from = p.a_partial + (long long)n * E;
-    long long stride = (long long)p.states * E;
-    float *to = p.da + (long long)n * E;
-    if (n >= p.states) {
-        from = n == p.states ? p.d_partial : p.bias_partial;
-        to = n == p.states ? p.dd : p.dbias;
-        stride = E;
-        if (!to) return;
+        for (int k = 0; k < p.partials; k++) sum += p.bc_partial[k * count + i];
+        const long long t = i / (2 * N);
+        const int n = (int)(i - t * 2 * N);
+        if (n < N) p.db[t * p.db_stride + n] = sum;
+        else p.dc[t * p.dc_stride + n - N] = sum;
+        return;
     }
+    const int block = (int)(blockIdx.x - bc_blocks), n = block % (N + 2), ch = block / (N + 2) * 128 + threadIdx.x;
+    if (ch >= E) return;
+    const float *from = n < N ? p.a_partial + (long long)n * E : n == N ? p.d_partial : p.bias_partial;
+    float *to = n < N ? p.da + (long long)n * E : n == N ? p.dd : p.dbias;
+    const long long stride = n < N ? (long long)N * E : E;
+    if (!to) return;
     float sum = 0.f;
 #pragma unroll 8
     for (int k = 0; k < p.segment_count; k++) sum += from[k * stride + ch];
@@ -509,5 +531,4 @@ SCAN_BACKWARD(__nv_bfloat16, bf16)
 SCAN_BACKWARD(__half, f16)
 SCAN_BACKWARD(float, f32)
 SCAN_KERNEL(selective_scan_backward_carry, ScanBackward, 32, 1, (scan::backward_carry(p)))
-SCAN_KERNEL(selective_scan_reduce_bc, ScanBackward, 128, 1, (scan::reduce_bc(p)))
-SCAN_KERNEL(selective_scan_reduce_segments, ScanBackward, 64, 1, (scan::reduce_segments(p)))
+SCAN_KERNEL(selective_scan_reduce, ScanBackward, 128, 1, (scan::reduce(p)))

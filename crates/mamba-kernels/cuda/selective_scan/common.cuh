@@ -89,13 +89,13 @@ __device__ __forceinline__ float reciprocal(float x) {
 }
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + exp2_fast(-kLog2e * x)); }
 
-// e^x for x <= 20. kExact types get the product's rounding error back (3e-8 relative instead of 3e-7).
+// e^x. kExact types get the product's rounding error back (3e-8 relative instead of 3e-7).
 template <class T> __device__ __forceinline__ float exponential(float x) {
     float t = x * kLog2e, e = exp2_fast(t);
-    return kExact<T> ? fmaf(e, fmaf(x, kLog2e, -t) * kLn2, e) : e;
+    return kExact<T> && t < 127.f ? fmaf(e, fmaf(x, kLog2e, -t) * kLn2, e) : e;
 }
 
-// log(1 + w), 0 <= w < 2^29, relative error 1e-7 and no branch: 1 + w = 2^k (1 + m) with m in [-1/4, 1/2].
+// log(1 + w), w >= 0, relative error 1e-7 and no branch: 1 + w = 2^k (1 + m) with m in [-1/4, 1/2].
 __device__ __forceinline__ float log1p_positive(float w) {
     const int k = (__float_as_int(1.f + w) - 0x3f400000) & 0xff800000; // k << 23
     const float m = __int_as_float(__float_as_int(w) - k) + fmaf(0.25f, __int_as_float(0x40800000 - k), -1.f);
@@ -128,8 +128,7 @@ __device__ __forceinline__ float select(int which, float yes, float no) {
 
 // log(1 + e^x), and its derivative where it is asked for.
 template <class T> __device__ __forceinline__ float softplus(float x) {
-    const float w = exponential<T>(fminf(x, 20.f));
-    return fmaxf(x, log1p_positive(w)); // x past 20
+    return fmaxf(x, log1p_positive(exponential<T>(x))); // where e^x overflows, log1p_positive gives 128 ln 2
 }
 template <class T> __device__ __forceinline__ float softplus(float x, float &slope) {
     const float w = exponential<T>(fminf(x, 20.f));

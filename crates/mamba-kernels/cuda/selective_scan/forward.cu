@@ -11,7 +11,7 @@
 //   narrow, its     (ceil(channels / 8), segment_count)     256    0
 //   local
 //   carry           (ceil(channels / 32), 16, sequences)    32     0
-// With split sequences: a local, carry, then tile or narrow; else one launch of those with segment_state null.
+// With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with segment_state null.
 // Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
 // multiples of 16 bytes, y of two elements. Everything else goes to generic.cu.
 #include "common.cuh"
@@ -54,11 +54,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
 
     float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
     {
-        const float *init = nullptr;
-        if (!kLocal) {
-            if (p.segment_state) init = p.segment_state + (long long)blockIdx.y * N * E;
-            else if (p.initial_state) init = p.initial_state + (long long)seg.sequence * N * E;
-        }
+        const long long stride = (long long)N * E;
+        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
+        const float *init = kLocal ? nullptr
+                            : ready           ? p.segment_state + blockIdx.y * stride
+                            : p.initial_state ? p.initial_state + seg.sequence * stride
+                                              : nullptr;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             long long at = (long long)(4 * q + r) * E + ch;
@@ -67,6 +68,28 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             a1[r] = a.y * kLog2e;
             h0[r] = h.x;
             h1[r] = h.y;
+        }
+        if (!kLocal && p.segment_state && p.carry_inside) {
+            constexpr int kBatch = 4; // segments' loads in flight
+            const int self = blockIdx.y;
+            for (int i0 = p.first_segment[seg.sequence]; i0 < self; i0 += kBatch) {
+                float2 local[kBatch][4], delta[kBatch];
+#pragma unroll
+                for (int k = 0; k < kBatch; k++) {
+                    const bool valid = alive && i0 + k < self; // else: no step, the state stays
+                    delta[k] = load_pair(p.segment_delta, (long long)(i0 + k) * E + ch, valid);
+#pragma unroll
+                    for (int r = 0; r < 4; r++)
+                        local[k][r] = load_pair(p.segment_state, (i0 + k) * stride + (long long)(4 * q + r) * E + ch, valid);
+                }
+#pragma unroll
+                for (int k = 0; k < kBatch; k++)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        h0[r] = fmaf(exp2_fast(a0[r] * delta[k].x), h0[r], local[k][r].x);
+                        h1[r] = fmaf(exp2_fast(a1[r] * delta[k].y), h1[r], local[k][r].y);
+                    }
+            }
         }
     }
     const float2 skip = load_pair(p.d, ch, alive && p.d);
@@ -333,10 +356,14 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     const bool alive = ch < E;
     const long long at = (long long)state * E + ch;
     const float a = alive ? p.a[at] * kLog2e : 0.f;
-    const float *init = p.segment_state   ? p.segment_state + (long long)blockIdx.y * N * E
-                        : p.initial_state ? p.initial_state + (long long)seg.sequence * N * E
-                                          : nullptr;
+    const long long stride = (long long)N * E;
+    const float *init = p.segment_state && !p.carry_inside ? p.segment_state + blockIdx.y * stride
+                        : p.initial_state                  ? p.initial_state + seg.sequence * stride
+                                                           : nullptr;
     float h = !kLocal && init && alive ? init[at] : 0.f, delta_sum = 0.f;
+    if (!kLocal && p.segment_state && p.carry_inside && alive)
+        for (int i = p.first_segment[seg.sequence]; i < blockIdx.y; i++)
+            h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, p.segment_state[i * stride + at]);
     float even[4], odd[4]; // operand B that puts the sums of steps 4m .. 4m+3 into lane q = m
 #pragma unroll
     for (int m = 0; m < 4; m++) {
@@ -442,9 +469,9 @@ __device__ void forward_carry(const ScanForward &p) {
 } // namespace scan
 
 #define SCAN_FORWARD(T, name)                                                                                  \
-    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 4,                        \
+    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, FB,                        \
                 (scan::forward_tile<T, false>(p)))                                                             \
-    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 4,                       \
+    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, FB,                       \
                 (scan::forward_tile<T, true>(p)))                                                              \
     SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 4,                    \
                 (scan::forward_narrow<T, false>(p)))                                                           \

@@ -41,6 +41,8 @@ struct ScanForward {
     int channels;                    // E
     int states;                      // N
     int softplus;                    // 1: step = softplus(delta + delta_bias), 0: step = delta + delta_bias
+    int carry_inside;                // 1: each block chains the segments before its own (at most 16), no carry kernel
+    int reserved;
 };
 
 struct ScanBackward {
@@ -58,8 +60,8 @@ struct ScanBackward {
     float *bc_partial;               // [partials, T, 2N]: dB then dC of one block of channels
     float *a_partial;                // [segments, N, E]
     float *d_partial, *bias_partial; // [segments, E]
-    float *db, *dc;                  // f32 [T, N], written by selective_scan_reduce_bc
-    float *da;                       // [N, E], written by selective_scan_reduce_segments, as are
+    float *db, *dc;                  // f32 [T, N], written by selective_scan_reduce,
+    float *da;                       // [N, E], as are
     float *dd, *dbias;               // [E] or null
     const ScanSegment *segments;
     const int *first_segment;        // [sequences + 1], as in forward
@@ -71,5 +73,5 @@ struct ScanBackward {
     int states;
     int softplus;
     int partials;                    // rows of bc_partial
-    int reserved;
+    int carry_inside;                // as in forward
 };
