@@ -251,7 +251,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     store_if<T>(to_y + (8 * half + i) * y_stride, pair_of<T>(v0, v1), t0 + r < seg.end && alive);
                 }
             }
-            if (half == CV) convert(t0 + kTileSteps, ring1, buffer ^ 1); // past the last stage too: nobody reads that
+            if (half == 1) convert(t0 + kTileSteps, ring1, buffer ^ 1); // past the last stage too: nobody reads that
         }
         to_y += kTileSteps * y_stride;
         ring = ring1;
@@ -469,9 +469,9 @@ __device__ void forward_carry(const ScanForward &p) {
 } // namespace scan
 
 #define SCAN_FORWARD(T, name)                                                                                  \
-    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, FB,                        \
+    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 3,                         \
                 (scan::forward_tile<T, false>(p)))                                                             \
-    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, FB,                       \
+    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 3,                        \
                 (scan::forward_tile<T, true>(p)))                                                              \
     SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 4,                    \
                 (scan::forward_narrow<T, false>(p)))                                                           \
