@@ -49,33 +49,35 @@ SCAN_TABLE(float, f32)
 
 enum class ScanPath { tile, narrow, generic };
 
-// How one call runs. `pieces` is the number of segments that the longest sequence is cut into.
+// How one call runs. A sequence is cut into `pieces` equal segments (the longest one; others likewise), or, where
+// `shrinking`, into segments of ceil(rest / pieces) each: long ones first and 64 tokens last, so that all
+// multiprocessors end together. With pieces = blocks that the device runs at once / blocks of channels.
 struct ScanPlan {
     ScanPath path;
     int pieces;
+    bool shrinking = false;
 };
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Segments of all sequences, none longer than `longest` (a multiple of 64); chunk rows in order.
-inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, int longest) {
+// Segments of all sequences, each but a sequence's last a multiple of 64 tokens; chunk rows in order.
+inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, ScanPlan plan) {
+    int longest = 1;
+    for (size_t s = 0; s + 1 < cu_seqlens.size(); s++) longest = std::max(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
+    const int equal = ceil_div(ceil_div(longest, 64), std::max(1, plan.pieces)) * 64;
     std::vector<ScanSegment> out;
     int chunk = 0;
     for (int s = 0; s + 1 < (int)cu_seqlens.size(); s++) {
         int begin = cu_seqlens[s], end = cu_seqlens[s + 1], at = begin;
         do {
-            int stop = std::min(end, at + longest);
+            int length = plan.shrinking ? ceil_div(ceil_div(end - at, 64), plan.pieces) * 64 : equal;
+            int stop = std::min(end, at + length);
             out.push_back({at, stop, s, chunk, at == begin, stop == end});
             chunk += ceil_div(stop - at, 64);
             at = stop;
         } while (at < end);
     }
     return out;
-}
-inline int longest_segment(const std::vector<int> &cu_seqlens, int pieces) {
-    int longest = 1;
-    for (size_t s = 0; s + 1 < cu_seqlens.size(); s++) longest = std::max(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
-    return pieces <= 1 ? ceil_div(longest, 64) * 64 : std::max(1, ceil_div(ceil_div(longest, 64), pieces)) * 64;
 }
 // Where each sequence's segments begin, and their number last.
 inline std::vector<int> first_segments(const std::vector<ScanSegment> &segments) {

@@ -171,8 +171,8 @@ template <class T> struct Case {
     }
     int row_xp() const { return lead + 2 * shape.N; }
 
-    int plan_segments(int pieces, ScanSegment *to, bool *split, bool *inside) {
-        auto list = cut(cu, longest_segment(cu, pieces));
+    int plan_segments(ScanPlan plan, ScanSegment *to, bool *split, bool *inside) {
+        auto list = cut(cu, plan);
         CHECK(cudaMemcpy(to, list.data(), list.size() * sizeof(ScanSegment), cudaMemcpyHostToDevice));
         auto first = first_segments(list);
         CHECK(cudaMemcpy(first_segment, first.data(), first.size() * sizeof(int), cudaMemcpyHostToDevice));
@@ -182,7 +182,7 @@ template <class T> struct Case {
     ScanForward forward(ScanPlan plan, bool keep) {
         ScanForward p{};
         bool split, inside;
-        p.segment_count = plan_segments(plan.pieces, segments, &split, &inside);
+        p.segment_count = plan_segments(plan, segments, &split, &inside);
         p.segments = segments, p.first_segment = first_segment;
         p.u = u, p.delta = delta, p.z = shape.gate ? xz + shape.E : nullptr, p.b = xp + lead, p.c = xp + lead + shape.N, p.y = y;
         p.a = a, p.d = d, p.delta_bias = bias, p.initial_state = h0, p.last_state = last, p.boundary_state = keep ? boundary : nullptr;
@@ -269,7 +269,7 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
         poison(c.db, (size_t)rows * N), poison(c.dc, (size_t)rows * N), poison(c.da, en), poison(c.dd, E), poison(c.dbias, E);
         launch_forward<T>(c.forward(plan, true), plan.path, c.sequences, 0);
         CHECK(cudaDeviceSynchronize());
-        ScanPlan back = plan.path == ScanPath::narrow ? ScanPlan{ScanPath::tile, plan.pieces} : plan;
+        ScanPlan back = plan.path == ScanPath::narrow ? ScanPlan{ScanPath::tile, plan.pieces, plan.shrinking} : plan;
         launch_backward<T>(c.backward(back), back.path, c.sequences, 0);
         CHECK(cudaDeviceSynchronize());
 
@@ -374,7 +374,7 @@ bool check_all() {
         ok &= check<float>((label + " f32").c_str(), s, {{"generic", kGeneric1}});
     }
     Shape middle{{2048}, 1024, 16};
-    ok &= check<__nv_bfloat16>("1x1024x2048 bf16", middle, {{"tile", kTile1}, {"tile/16", {ScanPath::tile, 16}}, {"narrow", kNarrow1}});
+    ok &= check<__nv_bfloat16>("1x1024x2048 bf16", middle, {{"tile", kTile1}, {"tile/16", {ScanPath::tile, 16}}, {"tile/5 shrinking", {ScanPath::tile, 5, true}}, {"narrow", kNarrow1}});
     return ok;
 }
 
@@ -444,7 +444,7 @@ struct Row {
 
 const char *name_of(ScanPlan p) {
     static char text[32];
-    std::snprintf(text, sizeof text, "%s/%d", p.path == ScanPath::narrow ? "narrow" : "tile", p.pieces);
+    std::snprintf(text, sizeof text, "%s/%d%s", p.path == ScanPath::narrow ? "narrow" : "tile", p.pieces, p.shrinking ? " shrinking" : "");
     return text;
 }
 
@@ -452,12 +452,13 @@ void time_all(const char *json, const std::string &only) {
     const ScanPlan narrow{ScanPath::narrow, 1};
     auto cut_narrow = [](int n) { return ScanPlan{ScanPath::narrow, n}; };
     auto tile = [](int n) { return ScanPlan{ScanPath::tile, n}; };
+    auto shrink = [](int n) { return ScanPlan{ScanPath::tile, n, true}; };
     std::vector<Row> rows{
         {8, 2048, 2048, 56, 14, {tile(1)}, {tile(1)}},
         {64, 1536, 512, 63, 15, {tile(1)}, {tile(1)}},
         {8, 5120, 4096, 59, 14, {tile(1)}, {tile(1)}},
         {1, 1024, 131072, 46, 12, {tile(49), tile(99)}, {tile(49), tile(98)}},
-        {1, 5120, 2048, 53, 12, {narrow, tile(4)}, {tile(16), tile(9)}},
+        {1, 5120, 2048, 53, 12, {narrow, tile(4)}, {shrink(5), tile(16)}},
         {1, 1024, 2048, 40, 7, {tile(16), cut_narrow(4)}, {tile(16), tile(32)}},
         {1, 1024, 524288, 47, 0, {tile(49)}, {}},
     };
