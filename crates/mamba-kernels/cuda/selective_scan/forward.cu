@@ -1,0 +1,483 @@
+// Selective scan, forward, 16 states a channel. Two kernels with one contract, and what time segments need:
+//   selective_scan_forward_tile_*    many channels: 4 lanes a channel
+//   selective_scan_forward_narrow_*  few channels: 16 lanes a channel
+//   selective_scan_forward_local_*, selective_scan_forward_narrow_local_*
+//                                    end state of each time segment from a zero state (the same loops without y)
+//   selective_scan_forward_carry     chains those end states
+// Definition: crates/mamba/src/ops/selective_scan/reference.rs. All arithmetic in f32.
+//
+// Launch            grid                                    block  dynamic shared memory
+//   tile, local     (ceil(channels / 64), segment_count)    128    scan_forward_tile_shared(size)
+//   narrow, its     (ceil(channels / 8), segment_count)     256    0
+//   local
+//   carry           (ceil(channels / 32), 16, sequences)    32     0
+// With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with segment_state null.
+// Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
+// multiples of 16 bytes, y of two elements. Everything else goes to generic.cu.
+#include "common.cuh"
+
+namespace scan {
+
+constexpr int N = 16;
+
+// ------------------------------------------------------------------------------------------ tile
+// A block is 4 warps, each 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states
+// 4q .. 4q+3. Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
+// the one after it copied by cp.async; one barrier a stage.
+// y = sum over states of C h is a tensor-core product: h is operand A as it lies in the registers (rows are
+// channels, k is states), C of eight steps is operand B (columns are steps); of the product for step i only
+// column i is kept, and its lane q = i / 2 finishes that step.
+
+constexpr int kTileChannels = 64, kTileSteps = 16, kTileThreads = 128;
+
+template <class T> struct TileShared {
+    float4 x[2][kTileSteps][kTileChannels / 2]; // (step, step, step*u, step*u) of two channels
+    float4 b[2][kTileSteps][N / 4];
+    float4 c[2][kTileSteps][N / 4];
+    T raw_u[3][kTileSteps][kTileChannels];
+    T raw_delta[3][kTileSteps][kTileChannels];
+    T raw_b[3][kTileSteps][N];
+    T raw_c[3][kTileSteps][N];
+};
+
+static_assert(sizeof(TileShared<float>) == scan_forward_tile_shared(4) && sizeof(TileShared<__half>) == scan_forward_tile_shared(2));
+
+template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &p) {
+    extern __shared__ __align__(16) unsigned char shared_bytes[];
+    TileShared<T> &s = *reinterpret_cast<TileShared<T> *>(shared_bytes);
+    const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
+    const int first_channel = blockIdx.x * kTileChannels, E = p.channels;
+    const int ch = first_channel + warp * 16 + 2 * g;
+    const bool alive = ch < E;
+    const ScanSegment seg = p.segments[blockIdx.y];
+    if (kLocal && seg.last) return; // nobody waits for it
+
+    float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
+    {
+        const long long stride = (long long)N * E;
+        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
+        const float *init = kLocal ? nullptr
+                            : ready           ? p.segment_state + blockIdx.y * stride
+                            : p.initial_state ? p.initial_state + seg.sequence * stride
+                                              : nullptr;
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            long long at = (long long)(4 * q + r) * E + ch;
+            float2 a = load_pair(p.a, at, alive), h = load_pair(init, at, alive && init);
+            a0[r] = a.x * kLog2e;
+            a1[r] = a.y * kLog2e;
+            h0[r] = h.x;
+            h1[r] = h.y;
+        }
+        if (!kLocal && p.segment_state && p.carry_inside) {
+            constexpr int kBatch = 4; // segments' loads in flight
+            const int self = blockIdx.y;
+            for (int i0 = p.first_segment[seg.sequence]; i0 < self; i0 += kBatch) {
+                float2 local[kBatch][4], delta[kBatch];
+#pragma unroll
+                for (int k = 0; k < kBatch; k++) {
+                    const bool valid = alive && i0 + k < self; // else: no step, the state stays
+                    delta[k] = load_pair(p.segment_delta, (long long)(i0 + k) * E + ch, valid);
+#pragma unroll
+                    for (int r = 0; r < 4; r++)
+                        local[k][r] = load_pair(p.segment_state, (i0 + k) * stride + (long long)(4 * q + r) * E + ch, valid);
+                }
+#pragma unroll
+                for (int k = 0; k < kBatch; k++)
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        h0[r] = fmaf(exp2_fast(a0[r] * delta[k].x), h0[r], local[k][r].x);
+                        h1[r] = fmaf(exp2_fast(a1[r] * delta[k].y), h1[r], local[k][r].y);
+                    }
+            }
+        }
+    }
+    const float2 skip = load_pair(p.d, ch, alive && p.d);
+    auto store_state = [&](float *to, long long row_index) {
+        if (!alive) return;
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            *reinterpret_cast<float2 *>(to + (row_index * N + 4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
+    };
+
+    // The conversion's part of the stage: 4 channels of 2 rows, and 4 states of one row of B or C.
+    const int part = tid % 16, part_row = tid / 16;
+    float bias[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int c = first_channel + 4 * part + i;
+        bias[i] = p.delta_bias && c < E ? p.delta_bias[c] : 0.f;
+    }
+    // A thread copies 16 bytes of u and of delta (f32: twice, 8 rows apart), and of one row of B or C.
+    constexpr int kPer = 16 / sizeof(T), kCopies = sizeof(T) / 2, kRowStep = kTileSteps / kCopies, kHalf = kTileThreads / 2;
+    const int copy_row = tid / (kTileChannels / kPer), copy_channel = tid % (kTileChannels / kPer) * kPer;
+    const int copy_at = first_channel + copy_channel < E ? first_channel + copy_channel : 0;
+    const int bc_row = tid % kHalf / (N / kPer), bc_at = tid % kHalf % (N / kPer) * kPer;
+    const T *from_u = row<T>(p.u, p.u_stride, seg.begin + copy_row) + copy_at;
+    const T *from_delta = row<T>(p.delta, p.delta_stride, seg.begin + copy_row) + copy_at;
+    const T *from_bc = (tid < kHalf ? row<T>(p.b, p.b_stride, seg.begin + bc_row) : row<T>(p.c, p.c_stride, seg.begin + bc_row)) + bc_at;
+    const long long bc_stride = tid < kHalf ? p.b_stride : p.c_stride;
+    auto copy_stage = [&](int t0, int ring) { // in order of t0
+#pragma unroll
+        for (int i = 0; i < kCopies; i++) {
+            const int r = copy_row + i * kRowStep;
+            const bool valid = t0 + r < seg.end && first_channel + copy_channel < E;
+            copy16(&s.raw_u[ring][r][copy_channel], from_u + i * kRowStep * p.u_stride, valid);
+            copy16(&s.raw_delta[ring][r][copy_channel], from_delta + i * kRowStep * p.delta_stride, valid);
+        }
+        if (bc_row < kTileSteps) copy16(tid < kHalf ? &s.raw_b[ring][bc_row][bc_at] : &s.raw_c[ring][bc_row][bc_at], from_bc, t0 + bc_row < seg.end);
+        from_u += kTileSteps * p.u_stride;
+        from_delta += kTileSteps * p.delta_stride;
+        from_bc += kTileSteps * bc_stride;
+        copy_commit();
+    };
+    auto convert = [&](int t0, int ring, int buffer) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int r = part_row + 8 * k;
+            const float4 u = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_u[ring][r][4 * part]));
+            const float4 x = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_delta[ring][r][4 * part]));
+            float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
+                step[i] = select(t0 + r < seg.end, step[i], 0.f); // no step: the state stays
+            }
+            s.x[buffer][r][2 * part] = make_float4(step[0], step[1], step[0] * u.x, step[1] * u.y);
+            s.x[buffer][r][2 * part + 1] = make_float4(step[2], step[3], step[2] * u.z, step[3] * u.w);
+        }
+        const int k = tid % 64, r = k / 4, c = k % 4;
+        if (tid < 64) s.b[buffer][r][c] = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_b[ring][r][4 * c]));
+        else if (!kLocal) s.c[buffer][r][c] = widen<T>(*reinterpret_cast<const Four<T> *>(&s.raw_c[ring][r][4 * c]));
+    };
+
+    const float ungated = p.z ? 0.f : 1.f; // z is zero then
+    const int z_stride = (int)p.z_stride, y_stride = (int)p.y_stride;
+    const T *from_z = p.z ? row<T>(p.z, z_stride, seg.begin + 2 * q) + ch : nullptr;
+    T *to_y = kLocal ? nullptr : row<T>(p.y, y_stride, seg.begin + 2 * q) + ch;
+    int ring = 0; // of the stage being scanned
+    if (seg.begin < seg.end) {
+        copy_stage(seg.begin, 0);
+        copy_wait();
+        __syncthreads();
+        copy_stage(seg.begin + kTileSteps, 1);
+        convert(seg.begin, 0, 0);
+    }
+    for (int t0 = seg.begin, buffer = 0; t0 < seg.end; t0 += kTileSteps, buffer ^= 1) {
+        copy_wait();
+        __syncthreads();
+        const int ring1 = ring == 2 ? 0 : ring + 1, ring2 = ring1 == 2 ? 0 : ring1 + 1;
+        if (t0 + 2 * kTileSteps < seg.end) copy_stage(t0 + 2 * kTileSteps, ring2);
+        if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
+            store_state(p.boundary_state, seg.chunk + (t0 - seg.begin) / kChunk);
+
+        Two<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
+        if (!kLocal && p.z) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int r = 8 * (i / 2) + i % 2;
+                gate[i / 2][i % 2] = load_if<Two<T>>(from_z + r * z_stride, t0 + r + 2 * q < seg.end && alive);
+            }
+            from_z += kTileSteps * z_stride;
+        }
+        const float4 *x = &s.x[buffer][0][warp * 8 + g], *b = &s.b[buffer][0][q];
+        // The exponentials run one step ahead: the unit's latency is several times a step's instructions.
+        float4 x_next = x[0];
+        float e0[4], e1[4];
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            e0[r] = exp2_fast(x_next.x * a0[r]);
+            e1[r] = exp2_fast(x_next.y * a1[r]);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float4 c8 = s.c[buffer][8 * half + g][q];
+            float y[2][2]; // [channel][step] of steps 2q, 2q+1
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const int t = 8 * half + i;
+                const float4 xv = x_next, bv = b[t * (N / 4)];
+                const float bs[4] = {bv.x, bv.y, bv.z, bv.w};
+                float n0[4], n1[4];
+                if (t + 1 < kTileSteps) {
+                    x_next = x[(t + 1) * (kTileChannels / 2)];
+#pragma unroll
+                    for (int r = 0; r < 4; r++) {
+                        n0[r] = exp2_fast(x_next.x * a0[r]);
+                        n1[r] = exp2_fast(x_next.y * a1[r]);
+                    }
+                }
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    h0[r] = fmaf(e0[r], h0[r], xv.z * bs[r]);
+                    h1[r] = fmaf(e1[r], h1[r], xv.w * bs[r]);
+                    e0[r] = n0[r];
+                    e1[r] = n1[r];
+                }
+                if (kLocal) {
+                    delta_sum0 += xv.x;
+                    delta_sum1 += xv.y;
+                } else if constexpr (kExact<T>) {
+                    const float4 cv = s.c[buffer][t][q];
+                    float y0 = fmaf(h0[3], cv.w, fmaf(h0[2], cv.z, fmaf(h0[1], cv.y, h0[0] * cv.x)));
+                    float y1 = fmaf(h1[3], cv.w, fmaf(h1[2], cv.z, fmaf(h1[1], cv.y, h1[0] * cv.x)));
+                    y0 = quad_sum(y0);
+                    y1 = quad_sum(y1);
+                    if (q == i / 2) {
+                        y[0][i % 2] = y0;
+                        y[1][i % 2] = y1;
+                    }
+                } else {
+                    float product[4] = {0.f, 0.f, 0.f, 0.f};
+                    mma(product, h0[0], h1[0], h0[1], h1[1], c8.x, c8.y);
+                    mma(product, h0[2], h1[2], h0[3], h1[3], c8.z, c8.w);
+                    if (q == i / 2) {
+                        y[0][i % 2] = product[i % 2];
+                        y[1][i % 2] = product[2 + i % 2];
+                    }
+                }
+            }
+            if (!kLocal) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int r = 8 * half + 2 * q + i;
+                    const float2 u = widen<T>(*reinterpret_cast<const Two<T> *>(&s.raw_u[ring][r][warp * 16 + 2 * g]));
+                    constexpr float kScale = kExact<T> ? 1.f : kCutMean;
+                    float v0 = fmaf(y[0][i], kScale, skip.x * u.x);
+                    float v1 = fmaf(y[1][i], kScale, skip.y * u.y);
+                    const float2 z = widen<T>(gate[half][i]);
+                    v0 *= fmaf(z.x, sigmoid(z.x), ungated);
+                    v1 *= fmaf(z.y, sigmoid(z.y), ungated);
+                    store_if<T>(to_y + (8 * half + i) * y_stride, pair_of<T>(v0, v1), t0 + r < seg.end && alive);
+                }
+            }
+            if (half == 1) convert(t0 + kTileSteps, ring1, buffer ^ 1); // past the last stage too: nobody reads that
+        }
+        to_y += kTileSteps * y_stride;
+        ring = ring1;
+    }
+    if (kLocal) {
+        store_state(p.segment_state, blockIdx.y);
+        if (alive && q == 0)
+            *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) =
+                make_float2(delta_sum0, delta_sum1);
+    } else if (seg.last && p.last_state) {
+        store_state(p.last_state, seg.sequence);
+    }
+}
+
+// ---------------------------------------------------------------------------------------- narrow
+// A block is 8 channels: warps 0-3 scan two channels each, one state a lane; warps 4-7 load, convert, and
+// finish y (skip, gate, store). Stages of 32 steps in two buffers: while one is scanned the next is converted and
+// the one before finished. B and C lie transposed, so that one 16-byte read serves 4 steps.
+// y: v = C h of four steps is operand A (rows are g, k is q); operand B is zeros and ones that sum over q and put
+// each four steps into a lane of their own; shuffles add the four rows of a channel.
+
+constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 2;
+constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
+
+template <class T> struct alignas(16) StepQuad { Two<T> v[4]; }; // (B, C) of 4 steps
+
+template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward &p) {
+    __shared__ __align__(16) float s_step[kNarrowStages][kNarrowChannels][kNarrowRow];
+    __shared__ __align__(16) float s_input[kNarrowStages][kNarrowChannels][kNarrowRow]; // step * u
+    __shared__ __align__(16) Two<T> s_bc[kNarrowStages][N][kNarrowRow];
+    __shared__ __align__(16) float s_y[kNarrowStages][kNarrowSteps][kNarrowChannels];
+    const int tid = threadIdx.x % 128, E = p.channels;
+    const ScanSegment seg = p.segments[blockIdx.y];
+    if (kLocal && seg.last) return; // nobody waits for it
+    const int stages = (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
+
+    if (threadIdx.x >= 128) {
+        const int step = tid / 4, part = tid % 4, ch = blockIdx.x * kNarrowChannels + 2 * part;
+        const bool alive = ch < E;
+        const float2 bias = load_pair(p.delta_bias, ch, alive && p.delta_bias);
+        const float2 skip = load_pair(p.d, ch, alive && p.d);
+        const float ungated = p.z ? 0.f : 1.f; // z is zero then
+        // Registers of four stages: two loaded ahead, the one being scanned, the one being finished.
+        constexpr int kRing = 4;
+        Two<T> u[kRing], delta[kRing], z[kRing] = {};
+        Four<T> b[kRing], c[kRing] = {};
+        auto load = [&](int k, int slot) {
+            const long long t = min(seg.begin + k * kNarrowSteps + step, seg.end - 1);
+            const int at = alive ? ch : 0;
+            u[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.u, p.u_stride, t) + at);
+            delta[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.delta, p.delta_stride, t) + at);
+            if (p.z && !kLocal) z[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.z, p.z_stride, t) + at);
+            b[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
+            if (!kLocal) c[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
+        };
+        auto convert = [&](int k, int slot) {
+            const int stage = slot % 2;
+            const float2 d = widen<T>(delta[slot]), uf = widen<T>(u[slot]);
+            const bool valid = seg.begin + k * kNarrowSteps + step < seg.end;
+            float2 x = make_float2(d.x + bias.x, d.y + bias.y);
+            x.x = select(valid, select(p.softplus, softplus<T>(x.x), x.x), 0.f);
+            x.y = select(valid, select(p.softplus, softplus<T>(x.y), x.y), 0.f);
+            s_step[stage][2 * part][step] = x.x;
+            s_step[stage][2 * part + 1][step] = x.y;
+            s_input[stage][2 * part][step] = x.x * uf.x;
+            s_input[stage][2 * part + 1][step] = x.y * uf.y;
+            s_bc[stage][4 * part][step] = Packed<T>::template zip<0>(b[slot], c[slot]);
+            s_bc[stage][4 * part + 1][step] = Packed<T>::template zip<1>(b[slot], c[slot]);
+            s_bc[stage][4 * part + 2][step] = Packed<T>::template zip<2>(b[slot], c[slot]);
+            s_bc[stage][4 * part + 3][step] = Packed<T>::template zip<3>(b[slot], c[slot]);
+        };
+        auto finish = [&](int k, int slot) {
+            const float2 y = *reinterpret_cast<const float2 *>(&s_y[slot % 2][step][2 * part]);
+            const float2 uf = widen<T>(u[slot]), zf = widen<T>(z[slot]);
+            const int t = seg.begin + k * kNarrowSteps + step;
+            store_if<T>(row<T>(p.y, p.y_stride, t) + ch,
+                        pair_of<T>(fmaf(skip.x, uf.x, y.x) * fmaf(zf.x, sigmoid(zf.x), ungated),
+                                   fmaf(skip.y, uf.y, y.y) * fmaf(zf.y, sigmoid(zf.y), ungated)),
+                        t < seg.end && alive);
+        };
+        if (stages > 0) {
+            load(0, 0);
+            load(1, 1);
+            convert(0, 0);
+        }
+        for (int k0 = 0; k0 <= stages; k0 += kRing) {
+#pragma unroll
+            for (int slot = 0; slot < kRing; slot++) {
+                const int k = k0 + slot; // the stage that warps 0-3 scan now
+                if (k > stages) break;
+                __syncthreads();
+                if (!kLocal && k > 0) finish(k - 1, (slot + kRing - 1) % kRing);
+                if (k + 1 < stages) convert(k + 1, (slot + 1) % kRing);
+                if (k + 2 < stages) load(k + 2, (slot + 2) % kRing);
+            }
+        }
+        return;
+    }
+
+    const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
+    const int local = 2 * warp + lane / 16, state = lane % 16, ch = blockIdx.x * kNarrowChannels + local;
+    const bool alive = ch < E;
+    const long long at = (long long)state * E + ch;
+    const float a = alive ? p.a[at] * kLog2e : 0.f;
+    const long long stride = (long long)N * E;
+    const float *init = p.segment_state && !p.carry_inside ? p.segment_state + blockIdx.y * stride
+                        : p.initial_state                  ? p.initial_state + seg.sequence * stride
+                                                           : nullptr;
+    float h = !kLocal && init && alive ? init[at] : 0.f, delta_sum = 0.f;
+    if (!kLocal && p.segment_state && p.carry_inside && alive)
+        for (int i = p.first_segment[seg.sequence]; i < blockIdx.y; i++)
+            h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, p.segment_state[i * stride + at]);
+    float even[4], odd[4]; // operand B that puts the sums of steps 4m .. 4m+3 into lane q = m
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        even[m] = g == 2 * m ? 1.f : 0.f;
+        odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
+    }
+    for (int k0 = 0; k0 <= stages; k0 += kNarrowStages) {
+#pragma unroll
+        for (int stage = 0; stage < kNarrowStages; stage++) {
+            const int k = k0 + stage;
+            if (k > stages) break;
+            __syncthreads();
+            if (k == stages) break;
+            if (!kLocal && p.boundary_state && alive && k % (kChunk / kNarrowSteps) == 0)
+                p.boundary_state[((long long)seg.chunk + k / (kChunk / kNarrowSteps)) * N * E + at] = h;
+#pragma unroll
+            for (int half = 0; half < kNarrowSteps / 16; half++) {
+                // Four steps at a time: exponentials one group ahead, reads two.
+                float sum[4] = {0.f, 0.f, 0.f, 0.f};
+                float4 step[2], input[2];
+                StepQuad<T> bc[2];
+                float e[2][4];
+                auto read = [&](int m) {
+                    const int t = 16 * half + 4 * m;
+                    step[m % 2] = *reinterpret_cast<const float4 *>(&s_step[stage][local][t]);
+                    input[m % 2] = *reinterpret_cast<const float4 *>(&s_input[stage][local][t]);
+                    bc[m % 2] = *reinterpret_cast<const StepQuad<T> *>(&s_bc[stage][state][t]);
+                };
+                auto exponentials = [&](int m) {
+                    e[m % 2][0] = exp2_fast(step[m % 2].x * a);
+                    e[m % 2][1] = exp2_fast(step[m % 2].y * a);
+                    e[m % 2][2] = exp2_fast(step[m % 2].z * a);
+                    e[m % 2][3] = exp2_fast(step[m % 2].w * a);
+                };
+                read(0);
+                read(1);
+                exponentials(0);
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    if (m < 3) exponentials(m + 1);
+                    const float in[4] = {input[m % 2].x, input[m % 2].y, input[m % 2].z, input[m % 2].w};
+                    float v[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const float2 both = widen<T>(bc[m % 2].v[i]); // B, C
+                        h = fmaf(e[m % 2][i], h, in[i] * both.x);
+                        v[i] = h * both.y;
+                    }
+                    if (kLocal) delta_sum += (step[m % 2].x + step[m % 2].y) + (step[m % 2].z + step[m % 2].w);
+                    if (m < 2) read(m + 2);
+                    if (kLocal) continue;
+                    mma(sum, v[0], v[1], v[2], v[3], even[m], odd[m]);
+                    if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m], odd[m]);
+                }
+                if (kLocal) continue;
+                // sum: steps 4q + 0, 2, 1, 3 over four states of row g's; now over the four rows of the channel,
+                // each of which keeps one step.
+                const bool upper = g & 1, second = g & 2;
+                float y0 = upper ? sum[1] : sum[0], y1 = upper ? sum[3] : sum[2];
+                y0 += __shfl_xor_sync(~0u, upper ? sum[0] : sum[1], 4);
+                y1 += __shfl_xor_sync(~0u, upper ? sum[2] : sum[3], 4);
+                float y = second ? y1 : y0;
+                y += __shfl_xor_sync(~0u, second ? y0 : y1, 8);
+                s_y[stage][16 * half + 4 * q + 2 * upper + second][local] = kExact<T> ? y : y * kCutMean;
+            }
+        }
+    }
+    if (kLocal) {
+        if (alive) p.segment_state[(long long)blockIdx.y * N * E + at] = h;
+        if (alive && state == 0) p.segment_delta[(long long)blockIdx.y * E + ch] = delta_sum;
+    } else if (seg.last && p.last_state && alive) {
+        p.last_state[(long long)seg.sequence * N * E + at] = h;
+    }
+}
+
+// ----------------------------------------------------------------------------------------- carry
+// Block (channels, state, sequence): turns the local end states in segment_state into incoming states.
+__device__ void forward_carry(const ScanForward &p) {
+    const int ch = blockIdx.x * 32 + threadIdx.x, E = p.channels;
+    if (ch >= E) return;
+    const long long at = (long long)blockIdx.y * E + ch;
+    const float a = p.a[at] * kLog2e;
+    const long long stride = (long long)N * E;
+    const int end = p.first_segment[blockIdx.z + 1];
+    float h = p.initial_state ? p.initial_state[blockIdx.z * stride + at] : 0.f;
+    constexpr int kBatch = 8; // loads in flight
+    for (int i0 = p.first_segment[blockIdx.z]; i0 < end; i0 += kBatch) {
+        float local[kBatch], delta[kBatch];
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            const bool valid = i0 + k < end - 1; // nobody waits for the last one's end
+            local[k] = valid ? p.segment_state[(i0 + k) * stride + at] : 0.f;
+            delta[k] = valid ? p.segment_delta[(long long)(i0 + k) * E + ch] : 0.f;
+        }
+#pragma unroll
+        for (int k = 0; k < kBatch; k++) {
+            if (i0 + k < end) p.segment_state[(i0 + k) * stride + at] = h;
+            h = fmaf(exp2_fast(a * delta[k]), h, local[k]);
+        }
+    }
+}
+
+} // namespace scan
+
+#define SCAN_FORWARD(T, name)                                                                                  \
+    SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 3,                         \
+                (scan::forward_tile<T, false>(p)))                                                             \
+    SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 3,                        \
+                (scan::forward_tile<T, true>(p)))                                                              \
+    SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 4,                    \
+                (scan::forward_narrow<T, false>(p)))                                                           \
+    SCAN_KERNEL(selective_scan_forward_narrow_local_##name, ScanForward, scan::kNarrowThreads, 4,              \
+                (scan::forward_narrow<T, true>(p)))
+SCAN_FORWARD(__nv_bfloat16, bf16)
+SCAN_FORWARD(__half, f16)
+SCAN_FORWARD(float, f32)
+SCAN_KERNEL(selective_scan_forward_carry, ScanForward, 32, 1, (scan::forward_carry(p)))
