@@ -94,6 +94,17 @@ impl Strided {
     }
 }
 
+#[test]
+fn instruction_sets() {
+    let (tested, skipped): (Vec<_>, Vec<_>) =
+        Level::ALL.into_iter().partition(|level| Level::available().contains(level));
+    let names = |levels: Vec<Level>| levels.into_iter().map(Level::name).collect::<Vec<_>>().join(", ");
+    // Past the capture of the test runner: what a run did not test must be seen.
+    let line = format!("instruction sets tested: {}; skipped: {}\n", names(tested), names(skipped));
+    std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes()).unwrap();
+    assert!(Level::available().contains(&Level::Portable));
+}
+
 /// Weights [outputs, inputs] as a type holds them.
 fn rounded(weights: &[f32], inputs: usize, dtype: DType) -> Vec<f32> {
     let row = |row: &[f32]| {

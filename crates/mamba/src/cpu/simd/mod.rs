@@ -33,7 +33,8 @@ pub enum Level {
 }
 
 impl Level {
-    const ALL: [Self; 6] =
+    /// All of them, the best last.
+    pub const ALL: [Self; 6] =
         [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512, Self::Avx512Vnni, Self::Amx];
 
     /// The best level of this processor, or the best one up to what `NODE_MAMBA_CPU` names (see
