@@ -420,6 +420,8 @@ impl<W: Element> Product<W> {
         unsafe {
             let tile = row / S::TILE_ROWS * S::TILE_ROWS;
             let x = self.x.add(tile * self.inputs + block * BLOCK * self.x_step + row - tile);
+            let lines = inputs * PANEL * size_of::<W>() / 64;
+            let share = lines.div_ceil(self.rows.div_ceil(S::TILE_ROWS) * (inputs / 2).max(1));
             for half in (0..PANEL).step_by(VECTORS * S::LANES) {
                 let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
                 for i in (0..inputs - 1).step_by(2) {
@@ -427,10 +429,12 @@ impl<W: Element> Product<W> {
                     let bytes = 2 * PANEL * size_of::<W>();
                     if ROWS <= 4 {
                         prefetch::<S>(pair.cast(), bytes);
-                    } else if row == 0 && half == 0 {
-                        // The next block, while this one is used.
-                        for line in (0..bytes).step_by(64) {
-                            S::prefetch_later(next.wrapping_add(i / 2 * bytes + line));
+                    } else if half == 0 {
+                        // The next block, while this one is used: some of it with each tile of rows, since memory
+                        // is slower than one tile.
+                        let from = (row / S::TILE_ROWS * inputs + i) / 2 * share;
+                        for line in from..(from + share).min(lines) {
+                            S::prefetch_later(next.wrapping_add(64 * line));
                         }
                     }
                     let (mut first, mut second) = ([S::splat(0.0); VECTORS], [S::splat(0.0); VECTORS]);
