@@ -219,6 +219,32 @@ fn linear_gives_a_row_the_same_bits_in_any_company() {
     });
 }
 
+/// But for the portable kernels, which multiply and add with two roundings.
+#[test]
+fn quantized_products_have_the_same_bits_on_every_instruction_set() {
+    let mut rng = Rng(11);
+    let (inputs, outputs) = (512, 75);
+    for dtype in [DType::Q8_0, DType::Q4K] {
+        let tensor = Tensor::from_memory("w", vec![outputs, inputs], rng.floats(outputs * inputs, 0.5));
+        for rows in [1, 7, 40] {
+            let x = buffer(&rng.floats(rows * inputs, 1.0));
+            let products =
+                Level::available().into_iter().filter(|level| *level > Level::Portable).map(|level| {
+                    let mut cpu = Cpu::with_level(2, level).unwrap();
+                    let weight = cpu.weight(&tensor, dtype).unwrap();
+                    let mut out = nans(rows * outputs);
+                    let to = ViewMut::dense(&mut out, rows, outputs);
+                    cpu.linear(View::dense(&x, rows, inputs), &weight, None, to).unwrap();
+                    (level, out)
+                });
+            let products: Vec<_> = products.collect();
+            for pair in products.windows(2) {
+                assert_eq!(pair[0].1[..], pair[1].1[..], "{:?} and {:?}, {rows} rows", pair[0].0, pair[1].0);
+            }
+        }
+    }
+}
+
 #[test]
 fn causal_conv1d_matches_its_definition() {
     on_every_cpu(|cpu, rng| {
