@@ -68,3 +68,33 @@ export function call<T>(
     begin(signal, start, (error, value) => (error ? reject(error) : resolve(value)))
   })
 }
+
+/**
+ * The same for what reports progress before its last event. An error that `onProgress` throws ends the call and is
+ * what the promise rejects with.
+ */
+export function callWithProgress<P, T>(
+  signal: AbortSignal | undefined,
+  start: (onEvent: NativeCallback<P | T>) => NativeJob | void,
+  isLast: (event: P | T) => event is T,
+  onProgress: ((progress: P) => void) | undefined,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    let failed = false
+    const cancel = begin<T>(
+      signal,
+      (last) =>
+        start((error, event) => {
+          if (error || isLast(event)) return last(error, event as T)
+          try {
+            if (!failed) onProgress?.(event)
+          } catch (thrown) {
+            failed = true
+            reject(thrown)
+            cancel()
+          }
+        }),
+      (error, value) => (error ? reject(error) : resolve(value)),
+    )
+  })
+}

@@ -1,5 +1,5 @@
 import { binding } from './binding.js'
-import { begin, type Abortable } from './call.js'
+import { callWithProgress, type Abortable } from './call.js'
 import type { DType } from './model.js'
 import { Options } from './options.js'
 import { resolveSource, toPath } from './source.js'
@@ -47,22 +47,10 @@ export async function convert(
     mmap: read.boolean('mmap'),
   }
   const [from, to] = [resolveSource(source), toPath(folder)]
-  return new Promise((resolve, reject) => {
-    let failed = false
-    const cancel = begin<null>(
-      read.signal(),
-      (last) =>
-        binding().convert(from, to, native, (error, progress) => {
-          if (error || progress === null) return last(error, null)
-          try {
-            if (!failed) onProgress?.(progress)
-          } catch (thrown) {
-            failed = true
-            reject(thrown)
-            cancel()
-          }
-        }),
-      (error) => (error ? reject(error) : resolve()),
-    )
-  })
+  await callWithProgress<ConvertProgress, null>(
+    read.signal(),
+    (onEvent) => binding().convert(from, to, native, onEvent),
+    (event) => event === null,
+    onProgress,
+  )
 }

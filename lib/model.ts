@@ -1,6 +1,6 @@
 import { completeBatch } from './batch.js'
 import { binding } from './binding.js'
-import { begin, call, direct, type Abortable } from './call.js'
+import { call, callWithProgress, direct, type Abortable } from './call.js'
 import {
   embed,
   embedStream,
@@ -207,7 +207,7 @@ export class Mamba {
   static async load(source: string | URL = 'default', options?: LoadOptions): Promise<Mamba> {
     const read = new Options(options, loadNames)
     const signal = read.signal()
-    const onProgress = read.function<(progress: LoadProgress) => void>('onProgress')
+    const onProgress = read.function<(progress: NativeLoadProgress) => void>('onProgress')
     const tokenizer = read.any('tokenizer') as string | URL | undefined
     const queueLimit = read.integer('queueLimit') ?? 1024
     const native = {
@@ -223,24 +223,12 @@ export class Mamba {
     }
     const path = resolveSource(source)
     const { load, NativeModel } = binding()
-    const model = await new Promise<NativeModel>((resolve, reject) => {
-      let failed = false
-      const cancel = begin<NativeModel>(
-        signal,
-        (last) =>
-          load(path, native, (error, event) => {
-            if (error || event instanceof NativeModel) return last(error, event as NativeModel)
-            try {
-              if (!failed) onProgress?.(event as NativeLoadProgress as LoadProgress)
-            } catch (thrown) {
-              failed = true
-              reject(thrown)
-              cancel()
-            }
-          }),
-        (error, value) => (error ? reject(error) : resolve(value)),
-      )
-    })
+    const model = await callWithProgress<NativeLoadProgress, NativeModel>(
+      signal,
+      (onEvent) => load(path, native, onEvent),
+      (event) => event instanceof NativeModel,
+      onProgress,
+    )
     return new Mamba(model, model.info(), Math.min(native.maxBatch, queueLimit))
   }
 

@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
 use super::cpu::{Operands, Scratch};
-use super::integer::{Q4K, Q8_0, Quantize, Sink, Weights};
+use super::integer::{Quantize, Sink, Weights};
 use super::packed::PANEL;
 use super::tiles::{Part, in_parts};
 use crate::cpu::simd::{Kernel, Level, Simd};
@@ -166,35 +166,12 @@ pub(super) fn bf16(
     Ok(())
 }
 
-/// q8_0 weights.
-///
-/// # Errors
-/// `OUT_OF_MEMORY` for the activations' tiles.
-pub(super) fn q8_0(
-    threads: &mut Threads,
-    scratch: &mut Scratch,
-    operands: &Operands,
-    panels: &[u8],
-) -> Result<()> {
-    quantized::<Q8_0>(threads, scratch, operands, panels)
-}
-
-/// q4_K weights.
-///
-/// # Errors
-/// `OUT_OF_MEMORY` for the activations' tiles.
-pub(super) fn q4_k(
-    threads: &mut Threads,
-    scratch: &mut Scratch,
-    operands: &Operands,
-    panels: &[u8],
-) -> Result<()> {
-    quantized::<Q4K>(threads, scratch, operands, panels)
-}
-
 /// As [`super::integer`], and with its bits: bf16 holds weights (without their scales) and both parts of an activation,
 /// f32 every partial sum of a group.
-fn quantized<W: Weights>(
+///
+/// # Errors
+/// `OUT_OF_MEMORY` for the activations' tiles.
+pub(super) fn quantized<W: Weights>(
     threads: &mut Threads,
     scratch: &mut Scratch,
     operands: &Operands,

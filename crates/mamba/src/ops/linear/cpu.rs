@@ -6,6 +6,7 @@
 //! | bf16 | [`super::float`] | [`super::amx`] where there is a tile unit, else the same |
 //! | q8_0, q4_K | [`super::integer`] | [`super::amx`] where there is a tile unit, else the same |
 
+use super::integer::{Q4K, Q8_0};
 use super::packed::{Packed, Panels};
 use super::{float, integer};
 use crate::backend::{View, ViewMut};
@@ -86,8 +87,10 @@ pub(crate) fn linear(
                 return super::amx::bf16(threads, scratch, &operands, panels);
             }
             // Here both give the same bits.
-            Panels::Q8_0(panels) => return super::amx::q8_0(threads, scratch, &operands, panels),
-            Panels::Q4K(panels) => return super::amx::q4_k(threads, scratch, &operands, panels),
+            Panels::Q8_0(panels) => {
+                return super::amx::quantized::<Q8_0>(threads, scratch, &operands, panels);
+            }
+            Panels::Q4K(panels) => return super::amx::quantized::<Q4K>(threads, scratch, &operands, panels),
             _ => {}
         }
     }
@@ -95,7 +98,7 @@ pub(crate) fn linear(
         Panels::F32(panels) => float::f32(threads, level, scratch, &operands, panels),
         Panels::BF16(panels) => float::bf16(threads, level, scratch, &operands, panels),
         Panels::F16(panels) => float::f16(threads, level, scratch, &operands, panels),
-        Panels::Q8_0(panels) => integer::q8_0(threads, level, scratch, &operands, panels),
-        Panels::Q4K(panels) => integer::q4_k(threads, level, scratch, &operands, panels),
+        Panels::Q8_0(panels) => integer::linear::<Q8_0>(threads, level, scratch, &operands, panels),
+        Panels::Q4K(panels) => integer::linear::<Q4K>(threads, level, scratch, &operands, panels),
     }
 }

@@ -157,29 +157,11 @@ unsafe fn q4_k_block(panel: *const u8, group: usize) -> *const u8 {
     unsafe { panel.add(group / q4_k::GROUPS * q4_k::BLOCK_BYTES) }
 }
 
-/// q8_0 weights.
-pub(super) fn q8_0(
-    threads: &mut Threads,
-    level: Level,
-    scratch: &mut Scratch,
-    operands: &Operands,
-    panels: &[u8],
-) -> Result<()> {
-    linear::<Q8_0>(threads, level, scratch, operands, panels)
-}
-
-/// q4_K weights.
-pub(super) fn q4_k(
-    threads: &mut Threads,
-    level: Level,
-    scratch: &mut Scratch,
-    operands: &Operands,
-    panels: &[u8],
-) -> Result<()> {
-    linear::<Q4K>(threads, level, scratch, operands, panels)
-}
-
-fn linear<W: Weights>(
+/// A product with quantized weights.
+///
+/// # Errors
+/// `OUT_OF_MEMORY` for the activations.
+pub(super) fn linear<W: Weights>(
     threads: &mut Threads,
     level: Level,
     scratch: &mut Scratch,
