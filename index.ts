@@ -1,5 +1,6 @@
 export type { Abortable } from './lib/call.js'
 export { convert, type ConvertOptions, type ConvertProgress } from './lib/convert.js'
+export type { CudaDiagnosis } from './lib/cuda.js'
 export { diagnose, version, type Diagnosis } from './lib/diagnose.js'
 export type { EmbeddedBatch, EmbedOptions, EmbedStreamOptions } from './lib/embed.js'
 export { MambaError, type MambaErrorCode } from './lib/errors.js'

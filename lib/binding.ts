@@ -2,15 +2,22 @@ import { existsSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
-import { MambaError } from './errors.js'
+import { MambaError, type MambaErrorCode } from './errors.js'
 
-/** What the native addon exports. */
+/** What a native addon exports. */
 export type Binding = typeof import('./native.js')
 
-let loaded: { exports: Binding; path: string } | undefined
+/** A native addon and its file. */
+export interface Addon {
+  exports: Binding
+  path: string
+}
+
+const require = createRequire(import.meta.url)
+let loaded: Addon | undefined
 
 /**
- * The native addon, loaded at the first call. It is looked for in this order:
+ * The CPU's native addon, loaded at the first call. It is looked for in this order:
  * `NODE_MAMBA_BINARY` (a path; when it is set nothing else is tried), a build in the package's own folder,
  * the platform package `@node-mamba/<triple>` that npm installed as an optional dependency.
  *
@@ -26,14 +33,24 @@ export function bindingPath(): string {
   return (loaded ??= load()).path
 }
 
-function load(): { exports: Binding; path: string } {
-  const require = createRequire(import.meta.url)
+function load(): Addon {
   const triple = platformTriple()
   const chosen = process.env.NODE_MAMBA_BINARY
   const candidates = chosen
     ? [resolve(chosen)]
     : [...localBuilds(`node-mamba.${triple}.node`), `@node-mamba/${triple}`]
+  const advice = chosen
+    ? 'NODE_MAMBA_BINARY is set, so nothing else was tried.'
+    : `Was node-mamba installed with its optional dependencies, and on this platform (${triple})?`
+  return loadFirst(candidates, 'BINDING_NOT_FOUND', `no native binary could be loaded. ${advice}`)
+}
 
+/**
+ * The first of the candidates (paths or packages) that loads.
+ *
+ * @throws {@link MambaError} `code`, with `message`, what was tried and why each failed.
+ */
+export function loadFirst(candidates: string[], code: MambaErrorCode, message: string): Addon {
   const failures: { candidate: string; error: Error }[] = []
   for (const candidate of candidates) {
     try {
@@ -46,16 +63,19 @@ function load(): { exports: Binding; path: string } {
   const reasons = failures.map(
     ({ candidate, error }) => `\n- ${candidate}: ${error.message.split('\nRequire stack')[0]}`,
   )
-  const advice = chosen
-    ? 'NODE_MAMBA_BINARY is set, so nothing else was tried.'
-    : `Was node-mamba installed with its optional dependencies, and on this platform (${triple})?`
-  throw new MambaError(
-    'BINDING_NOT_FOUND',
-    `no native binary could be loaded. ${advice} Tried:${reasons.join('')}`,
-    {
-      cause: new AggregateError(failures.map(({ error }) => error)),
-    },
-  )
+  throw new MambaError(code, `${message} Tried:${reasons.join('')}`, {
+    cause: new AggregateError(failures.map(({ error }) => error)),
+  })
+}
+
+/** Whether a path or a package is there; nothing of it is loaded. */
+export function isInstalled(candidate: string): boolean {
+  try {
+    require.resolve(candidate)
+    return true
+  } catch {
+    return false
+  }
 }
 
 /** napi-rs's name of this platform: `linux-x64-gnu`, `darwin-arm64`, … */
@@ -78,7 +98,7 @@ function usesMusl(): boolean {
 }
 
 /** A build in the package's folder, which is one level up from lib/ and two from dist/lib/. */
-function localBuilds(name: string): string[] {
+export function localBuilds(name: string): string[] {
   const root = ['../', '../../']
     .map((up) => new URL(up, import.meta.url))
     .find((folder) => existsSync(new URL('package.json', folder)))

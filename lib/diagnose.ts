@@ -1,4 +1,6 @@
 import { binding, bindingPath } from './binding.js'
+import { diagnoseCuda, type CudaDiagnosis } from './cuda.js'
+import type { Device } from './model.js'
 
 /** The version of the native binary, equal to the package's. */
 export function version(): string {
@@ -25,16 +27,20 @@ export interface Diagnosis {
   /** Processors that the process may use. */
   processors: number
   /** What the option `device` may be, besides `auto`. */
-  devices: string[]
+  devices: Device[]
+  /** Whether there is a GPU to use, and if not, what does not hold and what to do. */
+  cuda: CudaDiagnosis
 }
 
 /**
- * What was loaded, and what it found on this machine.
+ * What was loaded, and what it found on this machine. What keeps a GPU from being used is part of the answer, no
+ * error. Where there is NVIDIA's driver, the call starts it, which takes some tenths of a second.
  *
  * @throws {@link MambaError} `BINDING_NOT_FOUND`
  */
 export function diagnose(): Diagnosis {
-  const { simd, notes, processors, devices } = binding().diagnose()
+  const { simd, notes, processors } = binding().diagnose()
+  const cuda = diagnoseCuda()
   return {
     version: version(),
     binary: bindingPath(),
@@ -44,6 +50,7 @@ export function diagnose(): Diagnosis {
     simd,
     notes,
     processors,
-    devices,
+    devices: cuda.available ? ['cpu', 'cuda'] : ['cpu'],
+    cuda,
   }
 }

@@ -62,6 +62,24 @@ export type MambaErrorCode =
   | 'OUT_OF_MEMORY'
   /** A device that is not there or not built in. */
   | 'DEVICE_UNAVAILABLE'
+  /** There is no CUDA build for this platform; it is for Linux x64 with glibc. */
+  | 'CUDA_UNSUPPORTED_PLATFORM'
+  /** NVIDIA's driver (libcuda.so.1) is not there. */
+  | 'CUDA_DRIVER_MISSING'
+  /** NVIDIA's driver is older than 580 (CUDA 13.0). */
+  | 'CUDA_DRIVER_TOO_OLD'
+  /** NVIDIA's driver fails, or does not answer. */
+  | 'CUDA_DRIVER_ERROR'
+  /** NVIDIA's driver sees no GPU. */
+  | 'CUDA_NO_DEVICE'
+  /** The first GPU has a compute capability below 8.0. */
+  | 'CUDA_DEVICE_TOO_OLD'
+  /** The libraries of CUDA 13 cannot be loaded; the message lists where they were looked for. */
+  | 'CUDA_LIBRARY_MISSING'
+  /** The package `@node-mamba/cuda` is not installed, or its binary does not load. */
+  | 'CUDA_PACKAGE_MISSING'
+  /** The package `@node-mamba/cuda` has another version than `node-mamba`. */
+  | 'CUDA_PACKAGE_VERSION'
   /** A defect of this library. */
   | 'INTERNAL'
 

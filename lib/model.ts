@@ -1,5 +1,4 @@
 import { completeBatch } from './batch.js'
-import { binding } from './binding.js'
 import { call, callWithProgress, direct, type Abortable } from './call.js'
 import {
   embed,
@@ -8,6 +7,7 @@ import {
   type EmbedOptions,
   type EmbedStreamOptions,
 } from './embed.js'
+import { bindingFor } from './cuda.js'
 import { MambaError } from './errors.js'
 import { complete, Generation, type Completion, type GenerateOptions } from './generate.js'
 import { toNative, type TextOrIds } from './input.js'
@@ -27,7 +27,11 @@ export type DType = 'f32' | 'bf16' | 'f16' | 'q8_0' | 'q4_k'
 
 /** How a model is loaded and run. */
 export interface LoadOptions extends Abortable {
-  /** Where it runs. `auto` is the best that is there. Default: `auto`. */
+  /**
+   * Where it runs. `cuda` is the first NVIDIA GPU, and needs the package `@node-mamba/cuda`. `auto` is `cuda` where
+   * that is installed and everything that it needs is there (`diagnose().cuda` says what is not), and otherwise
+   * `cpu`. Default: `auto`.
+   */
   device?: Device | 'auto'
   /** Type that the matrices are kept in. Default: as in the checkpoint. */
   dtype?: DType
@@ -202,7 +206,7 @@ export class Mamba {
    * @throws {@link MambaError} `MODEL_NOT_INSTALLED`, `INVALID_ARGUMENT`, `OPTION_INVALID`, `FILE_NOT_FOUND`,
    * `CONFIG_INVALID`, `CHECKPOINT_INVALID`, `PICKLE_UNSAFE`, `TENSOR_MISSING`, `TENSOR_SHAPE`,
    * `TENSOR_DTYPE`, `TENSOR_NOT_FINITE`, `TOKENIZER_INVALID`, `TOKENIZER_MISMATCH`, `DEVICE_UNAVAILABLE`,
-   * `OUT_OF_MEMORY`, `ABORTED`, `BINDING_NOT_FOUND`
+   * `OUT_OF_MEMORY`, `ABORTED`, `BINDING_NOT_FOUND`; with `device: 'cuda'` also the codes that begin with `CUDA_`
    */
   static async load(source: string | URL = 'default', options?: LoadOptions): Promise<Mamba> {
     const read = new Options(options, loadNames)
@@ -222,7 +226,7 @@ export class Mamba {
       queueLimit,
     }
     const path = resolveSource(source)
-    const { load, NativeModel } = binding()
+    const { load, NativeModel } = await bindingFor(native.device)
     const model = await callWithProgress<NativeLoadProgress, NativeModel>(
       signal,
       (onEvent) => load(path, native, onEvent),

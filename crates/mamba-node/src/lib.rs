@@ -12,6 +12,7 @@ mod checkpoint;
 mod convert;
 mod load;
 mod model;
+mod probe;
 mod session;
 
 use napi_derive::napi;
@@ -35,8 +36,8 @@ pub struct NativeDiagnosis {
     pub notes: Vec<String>,
     /// Processors that the process may use.
     pub processors: u32,
-    /// What `device` may be, besides `auto`.
-    pub devices: Vec<String>,
+    /// What `device` may be in this binary, besides `auto`.
+    pub devices: Vec<&'static str>,
 }
 
 /// What this binary is and what it found on this machine.
@@ -48,6 +49,6 @@ pub fn diagnose() -> NativeDiagnosis {
         simd: mamba::cpu::simd::Level::detect().name().into(),
         notes: mamba::cpu::simd::Level::notes(),
         processors: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
-        devices: vec!["cpu".into()],
+        devices: if cfg!(feature = "cuda") { vec!["cpu", "cuda"] } else { vec!["cpu"] },
     }
 }
