@@ -206,7 +206,6 @@ test('load options', async (t) => {
   await refused({ onProgress: 1 }, /onProgress/)
   await refused({ signal: {} }, /signal/)
   await refused({ thread: 2 }, /`thread`.*did you mean `threads`/)
-  await t.throwsAsync(Mamba.load('default', { device: 'cuda' }), failure('DEVICE_UNAVAILABLE', /cuda/))
   await t.throwsAsync(Mamba.load('default', 7 as never), failure('INVALID_ARGUMENT', /7/))
 })
 

@@ -5,15 +5,26 @@ import { MambaError } from 'node-mamba'
 const read = (path: string) => readFileSync(new URL(`../${path}`, import.meta.url), 'utf8')
 
 /** Codes that only the TypeScript side throws. */
-const ownCodes = ['BINDING_NOT_FOUND', 'MODEL_NOT_INSTALLED', 'HUB_UNAVAILABLE', 'INVALID_ARGUMENT']
+const ownCodes = [
+  'BINDING_NOT_FOUND',
+  'MODEL_NOT_INSTALLED',
+  'HUB_UNAVAILABLE',
+  'INVALID_ARGUMENT',
+  'CUDA_PACKAGE_MISSING',
+  'CUDA_PACKAGE_VERSION',
+]
 
-test('MambaErrorCode names exactly the codes of error.rs and those of the TypeScript side', (t) => {
+test('MambaErrorCode names exactly the codes of error.rs, probe.rs and the TypeScript side', (t) => {
   const code = read('crates/mamba/src/error.rs').match(/fn code\(&self\)[^{]*\{([\s\S]*?)\n    \}/)?.[1] ?? ''
   const rust = [...code.matchAll(/=> "([A-Z_]+)"/g)].map((match) => match[1]!)
+  const probe = [...read('crates/mamba-node/src/probe.rs').matchAll(/"(CUDA_[A-Z_]+)"/g)]
+    .map((match) => match[1]!)
+    .filter((name) => name !== 'CUDA_VISIBLE_DEVICES')
   const union = read('lib/errors.ts').match(/type MambaErrorCode =([\s\S]*?)\n\n/)?.[1] ?? ''
   const typescript = [...union.matchAll(/\| '([A-Z_]+)'/g)].map((match) => match[1]!)
   t.true(rust.length > 20)
-  t.deepEqual(typescript.toSorted(), [...rust, ...ownCodes].toSorted())
+  t.true(probe.length >= 7)
+  t.deepEqual(typescript.toSorted(), [...rust, ...new Set(probe), ...ownCodes].toSorted())
   t.is(union.split('/**').length - 1, typescript.length, 'each code has a description')
 })
 

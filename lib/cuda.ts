@@ -19,7 +19,7 @@ export interface CudaDiagnosis {
   device?: { name: string; computeCapability: string; memoryBytes: number }
   /** The files of the CUDA libraries. */
   libraries: string[]
-  /** The CUDA build's binary. */
+  /** Where the CUDA build was loaded from. */
   binary?: string
 }
 

@@ -1,0 +1,76 @@
+import { diagnose, type Diagnosis } from '../diagnose.js'
+import { MambaError } from '../errors.js'
+import { Mamba, type Device } from '../model.js'
+import type { Command } from './command.js'
+
+/** What a device did when it was tried. */
+interface Trial {
+  works: boolean
+  /** What went wrong, or why it was not tried. */
+  reason?: string
+}
+
+export const doctor: Command = {
+  summary: 'says what runs on this machine, and what keeps a GPU from being used',
+  help: `usage: node-mamba doctor [--json]
+
+Says what runs on this machine, tries the default model on every device that is there, and says what keeps a GPU
+from being used. The exit status is 0 if models run on the CPU.
+
+  --json  the same for programs`,
+  options: { json: { type: 'boolean' } },
+  async run({ json }) {
+    const diagnosis = diagnose()
+    const tried = new Map<Device, Trial>()
+    for (const device of diagnosis.devices) tried.set(device, await tryOut(device))
+    if (json) console.log(JSON.stringify({ ...diagnosis, tried: Object.fromEntries(tried) }, null, 2))
+    else console.log(report(diagnosis, tried))
+    return tried.get('cpu')?.works ? 0 : 1
+  },
+}
+
+/** One token of the default model, where that is installed. */
+async function tryOut(device: Device): Promise<Trial> {
+  try {
+    const model = await Mamba.load('default', { device })
+    try {
+      await model.complete('The', { maxTokens: 1 })
+    } finally {
+      await model.dispose()
+    }
+    return { works: true }
+  } catch (error) {
+    if (!(error instanceof MambaError)) throw error
+    const works = error.code === 'MODEL_NOT_INSTALLED'
+    return { works, reason: `${works ? 'not tried, ' : ''}${error.code}: ${error.message}` }
+  }
+}
+
+function report(diagnosis: Diagnosis, tried: Map<Device, Trial>): string {
+  const { version, node, platform, arch, binary, simd, processors, notes, cuda } = diagnosis
+  const { driver, device, libraries } = cuda
+  const gigabytes = device && (device.memoryBytes / 2 ** 30).toFixed(1)
+  const gpu = device && `${device.name}, compute capability ${device.computeCapability}, ${gigabytes} GiB`
+  const rows: [string, string | undefined][] = [
+    ['node-mamba', `${version}, Node ${node}, ${platform} ${arch}`],
+    ['binary', binary],
+    ['processor', `${processors} threads, ${simd}`],
+    ...notes.map((note) => ['', note] as [string, string]),
+    ['CPU', outcome(tried.get('cpu'))],
+    ['driver', driver],
+    ['GPU', gpu],
+    ...libraries.map((file) => ['library', file] as [string, string]),
+    ['CUDA build', cuda.binary],
+    ['CUDA', cuda.available ? outcome(tried.get('cuda')) : `not available, ${cuda.code}`],
+    ['', cuda.reason],
+  ]
+  return rows
+    .filter(([, value]) => value !== undefined)
+    .map(([name, value]) => `${name.padEnd(12)}${value!.replaceAll('\n', `\n${' '.repeat(12)}`)}`)
+    .join('\n')
+}
+
+function outcome(trial: Trial | undefined): string {
+  if (!trial) return 'not tried'
+  return `${trial.works ? 'works' : 'does not work'}${trial.reason ? ` (${trial.reason})` : ''}`
+}
