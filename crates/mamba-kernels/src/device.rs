@@ -6,9 +6,10 @@ use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 use cudarc::cublas::{CudaBlas, sys as cublas};
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule};
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUstream};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
+use crate::batch::Spare;
 use crate::buffer::{Buffer, Float, Ints, Memory};
 use crate::error::{Error, Result};
 
@@ -24,6 +25,8 @@ pub struct Device {
     blas: CudaBlas,
     _blas_workspace: Memory,
     kernels: RefCell<HashMap<Kernel, CUfunction>>,
+    spare: Spare,
+    workspace: RefCell<Option<Buffer>>,
     modules: Modules,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -149,6 +152,8 @@ impl Device {
             blas,
             _blas_workspace: workspace,
             kernels: RefCell::default(),
+            spare: Spare::default(),
+            workspace: RefCell::default(),
             modules,
             stream,
             context,
@@ -178,6 +183,27 @@ impl Device {
 
     pub(crate) fn blas(&self) -> &CudaBlas {
         &self.blas
+    }
+
+    pub(crate) fn stream(&self) -> CUstream {
+        self.stream.cu_stream()
+    }
+
+    pub(crate) fn spare(&self) -> &Spare {
+        &self.spare
+    }
+
+    /// Room for `elements` f32 of a launcher's own, which the next launcher overwrites. It only ever grows, so a model
+    /// that has run its largest batch allocates nothing more.
+    pub(crate) fn workspace(&self, elements: usize) -> Result<u64> {
+        let mut workspace = self.workspace.borrow_mut();
+        if workspace.as_ref().is_none_or(|buffer| buffer.len() < elements) {
+            // What is queued may still use the old one.
+            self.synchronize()?;
+            *workspace = None;
+            *workspace = Some(self.alloc(elements.next_power_of_two(), Float::F32)?);
+        }
+        Ok(workspace.as_ref().map_or(0, |buffer| buffer.pointer(0)))
     }
 
     pub(crate) fn bind(&self) -> Result<()> {

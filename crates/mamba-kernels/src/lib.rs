@@ -5,18 +5,16 @@
 //! kernels compute is defined in the mamba crate (`ops/<op>/reference.rs`), how in `docs/kernels.md`.
 #![deny(missing_docs)]
 
+mod batch;
 mod buffer;
 pub mod causal_conv1d;
 pub mod decode_step;
 mod device;
-pub mod embedding;
 mod error;
 pub mod linear;
-pub mod logprobs;
-pub mod norm;
-pub mod pool;
 pub mod selective_scan;
 
+pub use batch::Batch;
 pub use buffer::{Buffer, Float, Ints, Rows, RowsMut, States};
 pub use device::Device;
 pub use error::{Error, Result};
