@@ -1,11 +1,15 @@
-//! The decode step: one token of each of S sequences (`cuda/decode_step/`). Row `i` of every matrix belongs to sequence
-//! `i` of the batch, whose state lies in its slot and is replaced.
+//! The decode step: one token of each of S sequences (`cuda/decode_step/`). The same arguments as for whole sequences,
+//! with a state; row `i` of every matrix belongs to sequence `i` of the batch.
 
 use crate::batch::Batch;
-use crate::buffer::{Buffer, Rows, RowsMut, States};
+use crate::causal_conv1d;
 use crate::device::{Device, Grid, Kernel};
 use crate::error::{Error, Result};
 use crate::params::{CONV_STEP_CHANNELS, ConvStep, SCAN_STEP_CHANNELS, ScanStep};
+use crate::selective_scan;
+
+/// The widest window of [`conv_step`].
+pub const MAX_D_CONV: usize = 8;
 
 /// The convolution's step.
 ///
@@ -14,10 +18,10 @@ use crate::params::{CONV_STEP_CHANNELS, ConvStep, SCAN_STEP_CHANNELS, ScanStep};
 ///
 /// # Panics
 /// If a view does not lie within its buffer, or shapes and types do not fit one another.
-pub fn conv_step(device: &Device, batch: &Batch, op: crate::causal_conv1d::Forward) -> Result<()> {
-    let crate::causal_conv1d::Forward { x, weight, bias, d_conv, state, out } = op;
+pub fn conv_step(device: &Device, batch: &Batch, op: causal_conv1d::Forward) -> Result<()> {
+    let causal_conv1d::Forward { x, weight, bias, d_conv, state, out } = op;
     let (sequences, channels, float) = (batch.sequences(), x.cols, x.float());
-    Error::check("d_conv", d_conv, 1..=8, "1 to 8")?;
+    Error::check("d_conv", d_conv, 1..=MAX_D_CONV, "1 to 8")?;
     let state = state.expect("a step has a state");
     let params = ConvStep {
         x: x.pointer(sequences, channels, float),
@@ -37,30 +41,6 @@ pub fn conv_step(device: &Device, batch: &Batch, op: crate::causal_conv1d::Forwa
     device.launch(Kernel::of("conv_step", float), grid, &params)
 }
 
-/// The arguments of [`scan_step`]; as [`crate::selective_scan::Forward`], for one token of each sequence.
-pub struct ScanStepOp<'a> {
-    /// [S, d_inner].
-    pub u: Rows<'a>,
-    /// [S, d_inner], before bias and softplus.
-    pub delta: Rows<'a>,
-    /// [d_inner] f32; with it comes the softplus.
-    pub delta_bias: Option<&'a Buffer>,
-    /// [d_state, d_inner] f32, negative.
-    pub a: &'a Buffer,
-    /// [S, d_state].
-    pub b: Rows<'a>,
-    /// [S, d_state].
-    pub c: Rows<'a>,
-    /// [d_inner] f32.
-    pub d: Option<&'a Buffer>,
-    /// [S, d_inner].
-    pub z: Option<Rows<'a>>,
-    /// [d_state, d_inner] of each slot.
-    pub state: States<'a>,
-    /// y [S, d_inner].
-    pub out: RowsMut<'a>,
-}
-
 /// The scan's step.
 ///
 /// # Errors
@@ -68,8 +48,9 @@ pub struct ScanStepOp<'a> {
 ///
 /// # Panics
 /// As [`conv_step`].
-pub fn scan_step(device: &Device, batch: &Batch, op: ScanStepOp) -> Result<()> {
-    let ScanStepOp { u, delta, delta_bias, a, b, c, d, z, state, out } = op;
+pub fn scan_step(device: &Device, batch: &Batch, op: selective_scan::Forward) -> Result<()> {
+    let selective_scan::Forward { u, delta, delta_bias, a, b, c, d, z, state, out, .. } = op;
+    let state = state.expect("a step has a state");
     let (sequences, channels, states, float) = (batch.sequences(), u.cols, b.cols, u.float());
     Error::check("d_state", states, 1..=256, "1 to 256")?;
     let params = ScanStep {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-use cudarc::cublas::{CudaBlas, sys as cublas};
+use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUstream};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
@@ -22,8 +22,7 @@ const BLAS_WORKSPACE: usize = 32 << 20;
 /// process or elsewhere. It may move from thread to thread, but only one uses it at a time.
 pub struct Device {
     // Fields are dropped in this order: what lies in the context before the context.
-    blas: CudaBlas,
-    _blas_workspace: Memory,
+    blas: Blas,
     kernels: RefCell<HashMap<Kernel, CUfunction>>,
     spare: Spare,
     workspace: RefCell<Option<Buffer>>,
@@ -96,7 +95,46 @@ impl Drop for Modules {
     }
 }
 
-// SAFETY: the kernels' handles belong to the context, not to a thread; `RefCell` keeps it from being `Sync`.
+struct Blas {
+    handle: blas_sys::cublasHandle_t,
+    context: Arc<CudaContext>,
+    _workspace: Memory,
+}
+
+impl Blas {
+    fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self> {
+        let workspace = Memory::new(context, BLAS_WORKSPACE)?;
+        let pointer = workspace.pointer() as *mut c_void;
+        let handle = blas::create_handle().map_err(|e| Error::cublas("cublasCreate", e))?;
+        let blas = Self { handle, context: context.clone(), _workspace: workspace };
+        // bf16 and f16 products that are cut along their inputs are added up in f32, too.
+        let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the handle is alive; the stream and the memory live as long as it does. Setting the stream takes the
+        // workspace back, so that comes first.
+        unsafe {
+            blas::set_stream(handle, stream.cu_stream().cast())
+                .map_err(|e| Error::cublas("cublasSetStream", e))?;
+            blas_sys::cublasSetWorkspace_v2(handle, pointer, BLAS_WORKSPACE)
+                .result()
+                .map_err(|e| Error::cublas("cublasSetWorkspace", e))?;
+            blas_sys::cublasSetMathMode(handle, mode)
+                .result()
+                .map_err(|e| Error::cublas("cublasSetMathMode", e))?;
+        }
+        Ok(blas)
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: created by `new` and destroyed once. An error here means that the context is gone.
+            let _ = unsafe { blas::destroy_handle(self.handle) };
+        }
+    }
+}
+
+// SAFETY: the kernels' handles and cuBLAS's belong to the context, not to a thread; `RefCell` keeps it from being `Sync`.
 unsafe impl Send for Device {}
 
 impl Device {
@@ -131,26 +169,12 @@ impl Device {
             let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
             modules.modules.push(module.map_err(|e| Error::driver("cuModuleLoadData", e))?);
         }
-        let workspace = Memory::new(&context, BLAS_WORKSPACE)?;
-        let blas = CudaBlas::new(stream.clone()).map_err(|e| Error::cublas("cublasCreate", e))?;
-        // SAFETY: the handle is alive, the memory lives as long as the handle.
-        unsafe {
-            let pointer = workspace.pointer() as *mut c_void;
-            cublas::cublasSetWorkspace_v2(*blas.handle(), pointer, BLAS_WORKSPACE)
-                .result()
-                .map_err(|e| Error::cublas("cublasSetWorkspace", e))?;
-            // bf16 and f16 products cut along their inputs are added in f32, too.
-            let mode = cublas::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-            cublas::cublasSetMathMode(*blas.handle(), mode)
-                .result()
-                .map_err(|e| Error::cublas("cublasSetMathMode", e))?;
-        }
+        let blas = Blas::new(&context, &stream)?;
         let multiprocessors = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(|e| Error::driver("cuDeviceGetAttribute", e))? as usize;
         Ok(Self {
             blas,
-            _blas_workspace: workspace,
             kernels: RefCell::default(),
             spare: Spare::default(),
             workspace: RefCell::default(),
@@ -181,8 +205,8 @@ impl Device {
         self.multiprocessors
     }
 
-    pub(crate) fn blas(&self) -> &CudaBlas {
-        &self.blas
+    pub(crate) fn blas(&self) -> blas_sys::cublasHandle_t {
+        self.blas.handle
     }
 
     pub(crate) fn stream(&self) -> CUstream {
@@ -303,7 +327,7 @@ impl Device {
         Ok(())
     }
 
-    fn download<T: Copy>(&self, from: u64, values: &mut [T]) -> Result<()> {
+    pub(crate) fn download<T: Copy>(&self, from: u64, values: &mut [T]) -> Result<()> {
         if !values.is_empty() {
             self.bind()?;
             // SAFETY: the caller checked the range; `synchronize` waits before anyone looks at the values.

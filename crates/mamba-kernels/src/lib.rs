@@ -10,8 +10,12 @@ mod buffer;
 pub mod causal_conv1d;
 pub mod decode_step;
 mod device;
+pub mod embedding;
 mod error;
 pub mod linear;
+pub mod logprobs;
+pub mod norm;
+pub mod pool;
 pub mod selective_scan;
 
 pub use batch::Batch;

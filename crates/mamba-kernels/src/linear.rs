@@ -128,7 +128,7 @@ impl Gemm<'_> {
         // is room for them; the scalars are on the host, as is the handle's pointer mode.
         unsafe {
             result::gemm_ex(
-                *device.blas().handle(),
+                device.blas(),
                 sys::cublasOperation_t::CUBLAS_OP_T,
                 sys::cublasOperation_t::CUBLAS_OP_N,
                 weight.outputs as i32,

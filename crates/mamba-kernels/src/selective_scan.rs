@@ -312,12 +312,7 @@ fn is_fast(states: usize, channels: usize, inputs: &[Option<Rows>]) -> bool {
 
 /// The instance of generic.cu with room for so many states.
 fn generic_index(states: usize) -> usize {
-    match states {
-        ..=32 => 0,
-        ..=64 => 1,
-        ..=128 => 2,
-        _ => 3,
-    }
+    states.div_ceil(32).next_power_of_two().ilog2() as usize
 }
 
 fn generic(base: &'static str, float: Float, states: usize) -> Kernel {
@@ -453,7 +448,7 @@ impl Cut {
             .iter()
             .flat_map(|s| [s.begin, s.end, s.sequence, s.slot, s.chunk, s.first, s.last, s.fresh])
             .collect();
-        const { assert!(size_of::<ScanSegment>() == 8 * size_of::<i32>()) };
+        const { assert!(size_of::<ScanSegment>() == size_of::<[i32; 8]>()) };
         values.extend(&first_segment);
         Ok(Self {
             pieces: plan.pieces,
