@@ -62,6 +62,8 @@ export type MambaErrorCode =
   | 'OUT_OF_MEMORY'
   /** A device that is not there or not built in. */
   | 'DEVICE_UNAVAILABLE'
+  /** A GPU that was in use and is no longer; load the model again. Other models live on. */
+  | 'DEVICE_LOST'
   /** There is no CUDA build for this platform; it is for Linux x64 with glibc. */
   | 'CUDA_UNSUPPORTED_PLATFORM'
   /** NVIDIA's driver (libcuda.so.1) is not there. */

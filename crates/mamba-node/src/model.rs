@@ -55,7 +55,7 @@ pub struct NativeInfo {
     pub config: String,
     /// `f32`, `bf16`, `f16`.
     pub dtype: &'static str,
-    /// `cpu`.
+    /// `cpu`, `cuda`.
     pub device: String,
     /// Threads that compute.
     pub threads: u32,

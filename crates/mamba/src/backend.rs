@@ -2,8 +2,8 @@
 //! never see a slice, a pointer or a kernel.
 //!
 //! A backend owns its buffers and weights. Operations write into buffers that they are given, from a
-//! workspace that is sized once, so nothing is allocated within a step. `Cpu` runs a call at once; a GPU
-//! backend may enqueue it, so results are only there after [`Backend::read`].
+//! workspace that is sized once, so nothing is allocated within a step. `Cpu` runs a call at once, `Cuda` queues
+//! it, so results are only there after [`Backend::read`].
 
 use crate::checkpoint::Tensor;
 use crate::dtype::DType;
@@ -147,13 +147,26 @@ pub trait Backend: Sized + Send + 'static {
     /// `cpu`, `cuda`, …
     fn name(&self) -> &'static str;
 
-    /// A buffer of `len` zeros.
+    /// Tokens that a step computes at most where nobody says: as many as fill the device.
+    fn prefill_chunk(&self) -> usize {
+        512
+    }
+
+    /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`.
     fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer>;
 
-    /// Copies into a buffer, from element `offset` on.
+    /// A buffer of `len` zeros for activations, in the type that this backend keeps them in.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn activations(&mut self, len: usize) -> Result<Self::Buffer> {
+        self.alloc(len, "activations")
+    }
+
+    /// Copies into a buffer, from element `offset` on; rounded to its type.
     fn write(&mut self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()>;
 
     /// Copies out of a buffer, from element `offset` on, once all work queued before is done.

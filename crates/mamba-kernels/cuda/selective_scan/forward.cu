@@ -4,6 +4,8 @@
 //   selective_scan_forward_local_*, selective_scan_forward_narrow_local_*
 //                                    end state of each time segment from a zero state (the same loops without y)
 //   selective_scan_forward_carry     chains those end states
+// Nobody waits for the end state of a sequence's last segment: its row of segment_state takes the sequence's initial
+// state, so that the main kernel never reads the slot into which one of its blocks writes the last state.
 // Definition: crates/mamba/src/ops/selective_scan/reference.rs. All arithmetic in f32.
 //
 // Launch            grid                                    block  dynamic shared memory
@@ -13,7 +15,7 @@
 //   carry           (ceil(channels / 32), 16, sequences)    32     0
 // With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with segment_state null.
 // Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
-// multiples of 16 bytes, y of two elements. Everything else goes to generic.cu.
+// multiples of 16 bytes, of y and the states two elements. Everything else goes to generic.cu.
 #include "common.cuh"
 
 namespace scan {
@@ -50,16 +52,11 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int ch = first_channel + warp * 16 + 2 * g;
     const bool alive = ch < E;
     const ScanSegment seg = p.segments[blockIdx.y];
-    if (kLocal && seg.last) return; // nobody waits for it
 
     float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
     {
         const long long stride = (long long)N * E;
-        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
-        const float *init = kLocal ? nullptr
-                            : ready           ? p.segment_state + blockIdx.y * stride
-                            : p.initial_state ? p.initial_state + seg.sequence * stride
-                                              : nullptr;
+        const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             long long at = (long long)(4 * q + r) * E + ch;
@@ -93,12 +90,16 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         }
     }
     const float2 skip = load_pair(p.d, ch, alive && p.d);
-    auto store_state = [&](float *to, long long row_index) {
+    auto store_state = [&](float *to) { // [N, E]
         if (!alive) return;
 #pragma unroll
         for (int r = 0; r < 4; r++)
-            *reinterpret_cast<float2 *>(to + (row_index * N + 4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
+            *reinterpret_cast<float2 *>(to + (long long)(4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
     };
+    if (kLocal && seg.last) {
+        store_state(p.segment_state + (long long)blockIdx.y * N * E);
+        return;
+    }
 
     // The conversion's part of the stage: 4 channels of 2 rows, and 4 states of one row of B or C.
     const int part = tid % 16, part_row = tid / 16;
@@ -169,7 +170,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         const int ring1 = ring == 2 ? 0 : ring + 1, ring2 = ring1 == 2 ? 0 : ring1 + 1;
         if (t0 + 2 * kTileSteps < seg.end) copy_stage(t0 + 2 * kTileSteps, ring2);
         if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
-            store_state(p.boundary_state, seg.chunk + (t0 - seg.begin) / kChunk);
+            store_state(p.boundary_state + (long long)(seg.chunk + (t0 - seg.begin) / kChunk) * N * E);
 
         Two<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
         if (!kLocal && p.z) {
@@ -257,12 +258,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         ring = ring1;
     }
     if (kLocal) {
-        store_state(p.segment_state, blockIdx.y);
+        store_state(p.segment_state + (long long)blockIdx.y * N * E);
         if (alive && q == 0)
             *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) =
                 make_float2(delta_sum0, delta_sum1);
     } else if (seg.last && p.last_state) {
-        store_state(p.last_state, seg.sequence);
+        store_state(state_slot(p.last_state, p.state_stride, seg.slot));
     }
 }
 
@@ -285,8 +286,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     __shared__ __align__(16) float s_y[kNarrowStages][kNarrowSteps][kNarrowChannels];
     const int tid = threadIdx.x % 128, E = p.channels;
     const ScanSegment seg = p.segments[blockIdx.y];
-    if (kLocal && seg.last) return; // nobody waits for it
-    const int stages = (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
+    const int stages = kLocal && seg.last ? 0 : (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
 
     if (threadIdx.x >= 128) {
         const int step = tid / 4, part = tid % 4, ch = blockIdx.x * kNarrowChannels + 2 * part;
@@ -357,10 +357,8 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     const long long at = (long long)state * E + ch;
     const float a = alive ? p.a[at] * kLog2e : 0.f;
     const long long stride = (long long)N * E;
-    const float *init = p.segment_state && !p.carry_inside ? p.segment_state + blockIdx.y * stride
-                        : p.initial_state                  ? p.initial_state + seg.sequence * stride
-                                                           : nullptr;
-    float h = !kLocal && init && alive ? init[at] : 0.f, delta_sum = 0.f;
+    const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
+    float h = init && alive ? init[at] : 0.f, delta_sum = 0.f;
     if (!kLocal && p.segment_state && p.carry_inside && alive)
         for (int i = p.first_segment[seg.sequence]; i < blockIdx.y; i++)
             h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, p.segment_state[i * stride + at]);
@@ -435,7 +433,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
         if (alive) p.segment_state[(long long)blockIdx.y * N * E + at] = h;
         if (alive && state == 0) p.segment_delta[(long long)blockIdx.y * E + ch] = delta_sum;
     } else if (seg.last && p.last_state && alive) {
-        p.last_state[(long long)seg.sequence * N * E + at] = h;
+        state_slot(p.last_state, p.state_stride, seg.slot)[at] = h;
     }
 }
 
@@ -448,7 +446,7 @@ __device__ void forward_carry(const ScanForward &p) {
     const float a = p.a[at] * kLog2e;
     const long long stride = (long long)N * E;
     const int end = p.first_segment[blockIdx.z + 1];
-    float h = p.initial_state ? p.initial_state[blockIdx.z * stride + at] : 0.f;
+    float h = p.segment_state[(end - 1) * stride + at]; // the initial state, as the local kernel left it
     constexpr int kBatch = 8; // loads in flight
     for (int i0 = p.first_segment[blockIdx.z]; i0 < end; i0 += kBatch) {
         float local[kBatch], delta[kBatch];

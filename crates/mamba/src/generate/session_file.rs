@@ -190,7 +190,7 @@ impl SessionSnapshot {
         after_format(&bytes)?;
         bytes
             .try_reserve_exact(metadata.len() as usize)
-            .map_err(|_| Error::OutOfMemory { bytes: metadata.len(), what: "a session file".into() })?;
+            .map_err(|_| Error::OutOfMemory { bytes: metadata.len(), what: "a session file".into(), free: None })?;
         file.take(metadata.len()).read_to_end(&mut bytes).map_err(read_error)?;
         Self::from_bytes(&bytes)
     }

@@ -1,0 +1,37 @@
+// The arguments of the causal convolution's kernels, passed by value. Plain C layout (all fields 8- or 4-byte, no
+// padding in between) so that Rust repeats them with #[repr(C)].
+//
+// T tokens (all sequences of the call, packed one after the other), E channels. A row stride counts elements from one
+// token's row to the next; within a row channels are contiguous. "dtype" is the type of the kernel's instance:
+// __nv_bfloat16, __half or float. Slots of different sequences differ.
+//
+// Any E, stride and alignment is right. Fast where d_conv is 2, 3 or 4 and rows begin at multiples of 16 bytes
+// (backward: 8 bytes of 16-bit types); the kernels see to that themselves.
+//
+// Launch                            grid                                                          block  shared
+//   causal_conv1d_forward_<dtype>   (ceil(E / (128 * 16 / sizeof dtype)), conv_blocks(T, sequences, kConvTokens))  128  0
+// Nothing to launch for no sequences.
+#pragma once
+
+constexpr int kConvTokens = 32; // of one block of forward
+
+// Blocks in y: each sequence has enough for its tokens, and one where it is empty.
+constexpr int conv_blocks(int tokens, int sequences, int a_block) { return tokens / a_block + sequences; }
+
+// out_t = SiLU(bias + sum over k of weight[k] * x_(t - (d_conv - 1) + k)). Inputs before a sequence's first come from
+// its slot, which gets the sequence's last d_conv - 1 inputs, oldest first.
+struct ConvForward {
+    const void *x;         // dtype [T, E]
+    void *out;             // dtype [T, E]; not x
+    const float *weight;   // [d_conv, E]
+    const float *bias;     // [E] or null
+    float *state;          // slot s: state + s * slot_stride, [d_conv - 1, E]; null: begins at zero, no last state
+    const int *cu_seqlens; // [sequences + 1]
+    const int *slots;      // [sequences]; not read where state is null
+    const int *fresh;      // [sequences], likewise; not 0: begins at zero, the slot's content is not read
+    long long x_stride, out_stride, slot_stride;
+    int sequences;
+    int channels;          // E
+    int d_conv;            // 1 to 16
+    int reserved;
+};
