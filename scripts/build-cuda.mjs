@@ -2,17 +2,10 @@
 // NODE_MAMBA_CUDA_ARCHS (90, say) compiles the kernels for fewer GPUs than are published, which is quicker.
 import { copyFileSync } from 'node:fs'
 import { buildAddon } from './addon.mjs'
-import { cudaToolkit } from './cuda-toolkit.mjs'
-import { ask, fail } from './steps.mjs'
+import { cudaEnvironment, fetchCudaToolkit } from './cuda-toolkit.mjs'
 
-if (ask('g++', '--version') === null)
-  fail('g++ is not there: NVIDIA’s compiler calls it (on Debian: apt-get install g++)')
-const home = cudaToolkit()
-const library = buildAddon('x86_64-unknown-linux-gnu', {
-  args: ['--features=cuda'],
-  // The pinned compiler, whatever this machine's CUDA_HOME has.
-  env: { NVCC: `${home}/bin/nvcc`, CUDA_HOME: home },
-})
+fetchCudaToolkit()
+const library = buildAddon('x86_64-unknown-linux-gnu', { args: ['--features=cuda'], env: cudaEnvironment() })
 const file = 'npm-cuda/linux-x64-gnu/node-mamba-cuda.linux-x64-gnu.node'
 copyFileSync(library, file)
 console.log(file)

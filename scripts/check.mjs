@@ -1,6 +1,7 @@
 // npm run check: everything but the tests that has to hold before a commit. All of it runs; what failed is
 // named at the end.
 import { bootstrap } from './bootstrap.mjs'
+import { cudaEnvironment } from './cuda-toolkit.mjs'
 import { ask, fail, run, tool } from './steps.mjs'
 
 bootstrap() // the types of the addon come from building it
@@ -9,6 +10,15 @@ const denyWarnings = { env: { RUSTDOCFLAGS: '-D warnings' } }
 const checks = {
   'cargo fmt': () => run('cargo', ['fmt', '--check']),
   'cargo clippy': () => run('cargo', ['clippy', '--quiet', '--all-targets', '--', '-D', 'warnings']),
+  'cargo clippy, the CUDA build': () => {
+    const env = cudaEnvironment()
+    if (!env) {
+      console.log('  NVIDIA’s compiler is not there, so skipped: node scripts/cuda-toolkit.mjs')
+      return 0
+    }
+    const features = ['--workspace', '--features=mamba/cuda,mamba-node/cuda']
+    return run('cargo', ['clippy', '--quiet', '--all-targets', ...features, '--', '-D', 'warnings'], { env })
+  },
   'cargo doc': () => run('cargo', ['doc', '--quiet', '--no-deps', '-p', 'mamba'], denyWarnings),
   'cargo deny': () => {
     if (ask('cargo', 'deny', '--version') === null) {

@@ -13,6 +13,7 @@ const wheels = {
   'nvidia-cuda-runtime': '13.0.96',
   'nvidia-cuda-cccl': '13.0.85',
 }
+const names = Object.entries(wheels).map(([name, version]) => `${name}==${version}`)
 const folder = `${root}/.cache/cuda-toolkit`
 const home = `${folder}/nvidia/cu13`
 
@@ -36,7 +37,6 @@ function fetch() {
   const unfinished = `${folder}.${process.pid}`
   rmSync(unfinished, { recursive: true, force: true })
   mkdirSync(`${root}/.cache`, { recursive: true })
-  const names = Object.entries(wheels).map(([name, version]) => `${name}==${version}`)
   const flags = ['--quiet', '--no-deps', '--no-compile', '--only-binary=:all:', `--target=${unfinished}`]
   const status = run('python3', ['-m', 'pip', 'install', ...flags, ...names], {
     env: { PIP_ROOT_USER_ACTION: 'ignore' },
@@ -52,12 +52,18 @@ function fetch() {
   renameSync(unfinished, folder)
 }
 
-/** The toolkit's folder, as in CUDA_HOME; fetched if it is not there. */
-export function cudaToolkit() {
-  if (!isComplete()) step('Fetching NVIDIA’s compiler', fetch)
-  if (!isComplete())
-    fail(`${home} is not what was asked for: ${JSON.stringify(wheels)}; remove it and try again`)
-  return home
+/** Cargo's environment to compile the kernels in, whatever this machine's CUDA_HOME has; null if nothing was fetched. */
+export function cudaEnvironment() {
+  return isComplete() ? { NVCC: `${home}/bin/nvcc`, CUDA_HOME: home } : null
 }
 
-if (import.meta.url === pathToFileURL(process.argv[1]).href) console.log(cudaToolkit())
+/** Fetches the toolkit if it is not there. */
+export function fetchCudaToolkit() {
+  if (isComplete()) return
+  if (ask('g++', '--version') === null)
+    fail('g++ is not there: NVIDIA’s compiler calls it (on Debian: apt-get install g++)')
+  step('Fetching NVIDIA’s compiler', fetch)
+  if (!isComplete()) fail(`${folder} is not what was asked for, ${names.join(' ')}; remove it and try again`)
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1]).href) fetchCudaToolkit()
