@@ -43,7 +43,8 @@ impl Cuda {
             DType::BF16 => Float::BF16,
             DType::F16 => Float::F16,
             DType::Q8_0 | DType::Q4K => {
-                let expected = "`f32`, `bf16` or `f16` on device `cuda` (quantized weights are widened when asked)";
+                let expected =
+                    "`f32`, `bf16` or `f16` on device `cuda` (quantized weights are widened when asked)";
                 return Err(Error::option("dtype", format!("`{}`", dtype.name()), expected));
             }
         };
