@@ -1,5 +1,5 @@
 // node scripts/gpu/pack.mjs [folder]: what a machine with a GPU needs to check and time the CUDA backend, without Rust or
-// Node: the test program, the timing program, the reference data and the default model, and run.sh. Default folder:
+// Node: the test programs, the timing program, the reference data and the default model, and run.sh. Default folder:
 // .gpu/pack. It is built here, for glibc of this machine and later; NODE_MAMBA_CUDA_ARCHS=90 builds for Hopper alone.
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, cpSync, mkdirSync, rmSync } from 'node:fs'
@@ -27,7 +27,7 @@ function build(name, args) {
   })
 }
 
-build('cuda', ['test', '--no-run', '--test', 'cuda'])
+for (const test of ['cuda', 'cuda_lost']) build(test, ['test', '--no-run', '--test', test])
 build('speed', ['build', '--example', 'speed'])
 copyFileSync('scripts/gpu/run.sh', `${folder}/run.sh`)
 for (const data of ['crates/mamba/tests/reference', 'models/mamba-novels-7m'])

@@ -3,7 +3,7 @@
 # cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
 set -uo pipefail
 cd "$(dirname "$0")"
-export NODE_MAMBA_CRATE=$PWD/crates/mamba
+export RUST_BACKTRACE=0 NODE_MAMBA_CRATE=$PWD/crates/mamba
 if ! ldconfig -p | grep -q 'libcublas\.so\.13'; then
   cublas=$(find /usr /opt /root /home -name libcublas.so.13 2> /dev/null | head -n 1)
   export LD_LIBRARY_PATH=${cublas%/*}:${LD_LIBRARY_PATH:-}
@@ -14,6 +14,9 @@ if [ "${1:-}" = bench ]; then
       | ./speed 130m "$dtype" 8 --device cuda --stdin
   done
 else
-  # One at a time: some fill the memory or lose the device on purpose.
+  # One at a time: one fills the memory.
   ./cuda --test-threads=1 --nocapture "$@"
+  status=$?
+  ./cuda_lost --nocapture "$@" || status=$?
+  exit $status
 fi

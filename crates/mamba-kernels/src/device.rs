@@ -18,8 +18,11 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 /// For cuBLAS, so that it allocates nothing itself; what NVIDIA recommends for Hopper.
 const BLAS_WORKSPACE: usize = 32 << 20;
 
-/// One card with a context of its own, so that what goes wrong here does not reach other users of the card, in this
-/// process or elsewhere. It may move from thread to thread, but only one uses it at a time.
+/// One card, in the process's context, with a stream of its own. It may move from thread to thread, but only one uses it
+/// at a time.
+///
+/// (A context of its own would cost half a gigabyte and shield nobody: after a kernel's fault the driver refuses all work
+/// of the process, in whatever context.)
 pub struct Device {
     // Fields are dropped in this order: what lies in the context before the context.
     blas: Blas,
@@ -154,8 +157,7 @@ impl Device {
         if !blas {
             return Err(Error::Unavailable("cuBLAS 13 (libcublas.so.13) was not found".into()));
         }
-        let context =
-            CudaContext::new_non_primary(ordinal, 0).map_err(|e| Error::driver("cuCtxCreate", e))?;
+        let context = CudaContext::new(ordinal).map_err(|e| Error::driver("cuDevicePrimaryCtxRetain", e))?;
         let stream = context.new_stream().map_err(|e| Error::driver("cuStreamCreate", e))?;
         let mut modules = Modules { modules: Vec::new(), context: context.clone() };
         for fatbin in FATBINS {

@@ -15,7 +15,9 @@ use std::time::Instant;
 
 use mamba::checkpoint::{Checkpoint, save};
 use mamba::config::Config;
-use mamba::engine::{Cancel, Device, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task, Usage};
+use mamba::engine::{
+    Cancel, Device, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task, Usage,
+};
 use mamba::text::Tokenizer;
 use mamba::{DType, Mamba};
 use serde_json::{Value, json};

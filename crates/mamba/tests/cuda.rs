@@ -5,13 +5,14 @@ mod common;
 
 use std::sync::mpsc;
 
-use common::model::{Runner, alone, checkpoint, mean, packed, texts};
+use common::cuda::{ask, generated, greedy, load};
+use common::model::{Runner, alone, mean, packed, texts};
 use common::ops::{self, Bounds, OFFICIAL_SCANS, official_scan};
 use common::{Rng, Truth, relative_l2, wide};
-use mamba::backend::{Backend, Batch};
+use mamba::backend::Backend;
 use mamba::cpu::Cpu;
 use mamba::cuda::Cuda;
-use mamba::engine::{Cancel, Device, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task};
+use mamba::engine::{Cancel, Device, EmbedOptions, Event, Input, LoadOptions, Output, Task};
 use mamba::{DType, Error, Mamba};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -165,34 +166,6 @@ fn packed_chunked_and_stepped_agree() {
     }
 }
 
-fn load(device: Device, dtype: DType) -> Mamba {
-    let options = LoadOptions { device, dtype: Some(dtype), threads: Some(2), ..LoadOptions::default() };
-    Mamba::from_checkpoint(&checkpoint(), None, &options, &Cancel::default(), &mut |_| {}).unwrap()
-}
-
-fn ask(model: &Mamba, task: Task) -> Result<Output, Error> {
-    let (sender, events) = mpsc::channel();
-    model.submit(task, Cancel::default(), move |event| drop(sender.send(event)))?;
-    loop {
-        match events.recv().unwrap() {
-            Event::Done(output) => return Ok(output),
-            Event::Failed(error) => return Err(error),
-            Event::Token(_) => {}
-        }
-    }
-}
-
-fn generated(output: Result<Output, Error>) -> Vec<u32> {
-    let Ok(Output::Generated { tokens, .. }) = output else { panic!("{output:?}") };
-    tokens
-}
-
-fn greedy(max_tokens: usize) -> GenerateOptions {
-    let mut options = GenerateOptions { max_tokens, ignore_eos: true, ..GenerateOptions::default() };
-    options.sampler.temperature = 0.0;
-    options
-}
-
 /// A session that is begun on one device and goes on on the other says what one on the CPU alone says.
 #[test]
 fn sessions_move_between_devices() {
@@ -299,32 +272,6 @@ fn too_little_memory_is_an_error_that_says_how_much() {
         Mamba::from_checkpoint(&large, None, &options, &Cancel::default(), &mut |_| {}).err().unwrap();
     assert_eq!(error.code(), "OUT_OF_MEMORY", "{error}");
     drop(hog);
-}
-
-/// A kernel that reads what is not there ends its model, and no other.
-#[test]
-fn a_lost_device_is_an_error_and_other_models_live_on() {
-    let other = load(Device::Cuda, DType::F32);
-    let mut lost = runner(DType::F32);
-    let mut batch = Batch::new();
-    batch.push(&[1 << 30], 0, true);
-    let error = lost
-        .model
-        .forward(&mut lost.backend, &batch, &mut lost.slots, &mut lost.workspace)
-        .and_then(|_| lost.slots.read(&mut lost.backend, 0))
-        .err()
-        .unwrap();
-    assert_eq!(error.code(), "DEVICE_LOST", "{error}");
-    println!("{error}");
-    // So is everything after it.
-    let again = lost.slots.read(&mut lost.backend, 0).err().unwrap();
-    assert_eq!(again.code(), "DEVICE_LOST", "{again}");
-    drop(lost);
-
-    let prompt = Input::Ids(Truth::novels().ids("prompt1.ids"));
-    let tokens = generated(ask(&other, Task::Generate { prompt, options: greedy(8) }));
-    assert_eq!(tokens, Truth::novels().ids("prompt1.greedy")[..8]);
-    logits_hidden_states_and_states();
 }
 
 /// One engine's work does not wait for another's thread: a CPU and a GPU backend in one process.

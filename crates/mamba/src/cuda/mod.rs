@@ -1,4 +1,4 @@
-//! The CUDA backend: the first NVIDIA GPU, with a context and a stream of its own for each model. Weights and activations
+//! The CUDA backend: the first NVIDIA GPU, with a stream of its own for each model. Weights and activations
 //! are f32, bf16 or f16; the residual stream, states, logits and all sums are f32.
 //!
 //! Every call is queued on the stream; only [`Backend::read`] and [`Backend::token_logprobs`] wait. The same calls give
