@@ -62,7 +62,7 @@ export type MambaErrorCode =
   | 'OUT_OF_MEMORY'
   /** A device that is not there or not built in. */
   | 'DEVICE_UNAVAILABLE'
-  /** A GPU that was in use and is no longer; load the model again. Other models live on. */
+  /** A GPU that was in use and is no longer, for all models on it; those on the CPU live on. Restart the process. */
   | 'DEVICE_LOST'
   /** There is no CUDA build for this platform; it is for Linux x64 with glibc. */
   | 'CUDA_UNSUPPORTED_PLATFORM'

@@ -66,7 +66,12 @@ impl Device {
         let mut distinct = slots.to_vec();
         distinct.sort_unstable();
         assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a slot is used twice: {slots:?}");
-        Error::check("the number of tokens of a batch", ids.len(), 0..=i32::MAX as usize, "below 2147483648")?;
+        Error::check(
+            "the number of tokens of a batch",
+            ids.len(),
+            0..=i32::MAX as usize,
+            "below 2147483648",
+        )?;
         let mut values: Vec<i32> = Vec::with_capacity(ids.len() + 3 * cu_seqlens.len());
         values.extend(cu_seqlens.iter().map(|n| *n as i32));
         values.extend(slots.iter().map(|slot| *slot as i32));

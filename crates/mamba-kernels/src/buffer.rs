@@ -205,7 +205,13 @@ impl Rows<'_> {
 impl RowsMut<'_> {
     /// The same, to look at.
     pub(crate) fn view(&self) -> Rows<'_> {
-        Rows { buffer: self.buffer, offset: self.offset, rows: self.rows, cols: self.cols, stride: self.stride }
+        Rows {
+            buffer: self.buffer,
+            offset: self.offset,
+            rows: self.rows,
+            cols: self.cols,
+            stride: self.stride,
+        }
     }
 
     /// As [`Rows::pointer`].

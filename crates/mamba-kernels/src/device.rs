@@ -18,8 +18,11 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 /// For cuBLAS, so that it allocates nothing itself; what NVIDIA recommends for Hopper.
 const BLAS_WORKSPACE: usize = 32 << 20;
 
-/// One card with a context of its own, so that what goes wrong here does not reach other users of the card, in this
-/// process or elsewhere. It may move from thread to thread, but only one uses it at a time.
+/// One card, in the process's context, with a stream of its own. It may move from thread to thread, but only one uses it
+/// at a time.
+///
+/// (A context of its own would cost half a gigabyte and shield nobody: after a kernel's fault the driver refuses all work
+/// of the process, in whatever context.)
 pub struct Device {
     // Fields are dropped in this order: what lies in the context before the context.
     blas: Blas,
@@ -144,17 +147,17 @@ impl Device {
     /// [`Error::Unavailable`] without a driver, cuBLAS, or the card; [`Error::OutOfMemory`].
     pub fn new(ordinal: usize) -> Result<Self> {
         // SAFETY: only tries to load the libraries. cudarc itself panics where they are missing.
-        let (driver, blas) = unsafe {
-            (cudarc::driver::sys::is_culib_present(), cudarc::cublas::sys::is_culib_present())
-        };
+        let (driver, blas) =
+            unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::cublas::sys::is_culib_present()) };
         if !driver {
-            return Err(Error::Unavailable("the NVIDIA driver's library (libcuda.so.1) was not found".into()));
+            return Err(Error::Unavailable(
+                "the NVIDIA driver's library (libcuda.so.1) was not found".into(),
+            ));
         }
         if !blas {
             return Err(Error::Unavailable("cuBLAS 13 (libcublas.so.13) was not found".into()));
         }
-        let context =
-            CudaContext::new_non_primary(ordinal, 0).map_err(|e| Error::driver("cuCtxCreate", e))?;
+        let context = CudaContext::new(ordinal).map_err(|e| Error::driver("cuDevicePrimaryCtxRetain", e))?;
         let stream = context.new_stream().map_err(|e| Error::driver("cuStreamCreate", e))?;
         let mut modules = Modules { modules: Vec::new(), context: context.clone() };
         for fatbin in FATBINS {
@@ -270,13 +273,17 @@ impl Device {
     /// # Panics
     /// If they do not fit.
     pub fn write(&self, buffer: &mut Buffer, offset: usize, values: &[f32]) -> Result<()> {
-        assert!(offset + values.len() <= buffer.len(), "{} values at {offset} of {}", values.len(), buffer.len());
+        assert!(
+            offset + values.len() <= buffer.len(),
+            "{} values at {offset} of {}",
+            values.len(),
+            buffer.len()
+        );
         let at = buffer.pointer(offset);
         match buffer.float() {
             Float::F32 => self.upload(at, values),
-            Float::BF16 => {
-                self.upload(at, &values.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect::<Vec<_>>())
-            }
+            Float::BF16 => self
+                .upload(at, &values.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect::<Vec<_>>()),
             Float::F16 => {
                 self.upload(at, &values.iter().map(|x| half::f16::from_f32(*x).to_bits()).collect::<Vec<_>>())
             }
@@ -313,7 +320,12 @@ impl Device {
     /// # Panics
     /// If the buffer has not so many.
     pub fn read(&self, buffer: &Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
-        assert!(offset + values.len() <= buffer.len(), "{} values at {offset} of {}", values.len(), buffer.len());
+        assert!(
+            offset + values.len() <= buffer.len(),
+            "{} values at {offset} of {}",
+            values.len(),
+            buffer.len()
+        );
         let at = buffer.pointer(offset);
         if buffer.float() == Float::F32 {
             return self.download(at, values);
@@ -322,7 +334,8 @@ impl Device {
         self.download(at, &mut bits)?;
         let bf16 = buffer.float() == Float::BF16;
         for (value, bits) in values.iter_mut().zip(bits) {
-            *value = if bf16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() };
+            *value =
+                if bf16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() };
         }
         Ok(())
     }
@@ -379,9 +392,11 @@ impl Device {
         let name = kernel.name();
         let symbol = CString::new(name.clone()).map_err(|_| Error::Refused(format!("kernel {name}")))?;
         // SAFETY: the modules are loaded.
-        let found = self.modules.modules.iter().find_map(|module| unsafe {
-            result::module::get_function(*module, symbol.clone()).ok()
-        });
+        let found = self
+            .modules
+            .modules
+            .iter()
+            .find_map(|module| unsafe { result::module::get_function(*module, symbol.clone()).ok() });
         let function = found.ok_or_else(|| Error::Refused(format!("there is no kernel {name}")))?;
         if shared > 48 << 10 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -16,8 +16,13 @@ use crate::params::{GATHER_ROWS, GATHER_THREADS, Gather};
 /// # Panics
 /// If `out` does not lie within its buffer, or is not as wide as the table.
 pub fn embedding(device: &Device, batch: &Batch, table: &Weight, out: RowsMut) -> Result<()> {
-    let table =
-        Rows { buffer: &table.values, offset: 0, rows: table.outputs, cols: table.inputs, stride: table.inputs };
+    let table = Rows {
+        buffer: &table.values,
+        offset: 0,
+        rows: table.outputs,
+        cols: table.inputs,
+        stride: table.inputs,
+    };
     copy_rows(device, "embedding", table, batch.ids(), batch.tokens(), Float::F32, out)
 }
 

@@ -32,8 +32,8 @@ pub enum Error {
         /// What the kernels take.
         expected: &'static str,
     },
-    /// The device or its context is beyond use: a kernel failed, the card fell off the bus. Everything on the
-    /// [`Device`](crate::Device) is gone; other devices and other contexts of the process are not concerned.
+    /// The device is beyond use: a kernel failed, the card fell off the bus. The driver refuses all further work of the
+    /// process on it.
     #[error("{0}")]
     Lost(String),
     /// A call was refused: a defect of this crate.

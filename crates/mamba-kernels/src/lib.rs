@@ -1,5 +1,4 @@
-//! CUDA kernels for Mamba and their launchers. One [`Device`] is one card with a context, a stream, the kernels and
-//! cuBLAS; [`Buffer`]s live on it; one module an operation checks shapes, strides and limits and launches.
+//! CUDA kernels for Mamba and their launchers. One [`Device`] is one card with a stream, the kernels and cuBLAS; [`Buffer`]s live on it; one module an operation checks shapes, strides and limits and launches.
 //!
 //! Everything is queued on the device's one stream in the order of the calls; only [`Device::read`] waits. What the
 //! kernels compute is defined in the mamba crate (`ops/<op>/reference.rs`), how in `docs/kernels.md`.

@@ -120,8 +120,7 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
     let segments = cut.segments;
     let workspace = device.workspace(if cut.split { segments * (states + 1) * channels } else { 0 })?;
     let state_stride = state.as_ref().map_or(0, |state| state.slot_stride) as i64;
-    let state =
-        state.map_or(0, |state| state.pointer(states * channels, batch.last_slot));
+    let state = state.map_or(0, |state| state.pointer(states * channels, batch.last_slot));
     let params = ScanForward {
         u: u.pointer(tokens, channels, float),
         delta: delta.pointer(tokens, channels, float),
@@ -134,7 +133,8 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
         delta_bias: delta_bias.map_or(0, |bias| bias.f32s(channels, "the bias of delta")),
         initial_state: state,
         last_state: state,
-        boundary_state: boundary.map_or(0, |kept| kept.f32s(chunks(batch) * states * channels, "kept states")),
+        boundary_state: boundary
+            .map_or(0, |kept| kept.f32s(chunks(batch) * states * channels, "kept states")),
         segment_state: if cut.split { workspace } else { 0 },
         segment_delta: if cut.split { workspace + 4 * (segments * states * channels) as u64 } else { 0 },
         segments: cut.pointer(),

@@ -215,9 +215,9 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A device that was in use and is no longer: a kernel failed on it, or the card is gone. All requests of the model end
-    /// with this error; other models live on.
-    #[error("device `{device}` was lost: {reason}. Load the model again")]
+    /// A device that was in use and is no longer: a kernel failed on it, or the card is gone. All requests on it end with
+    /// this error, and the driver lets this process use it no more; the process and its models on the CPU live on.
+    #[error("device `{device}` was lost: {reason}. Restart the process to use it again")]
     DeviceLost {
         /// Which device.
         device: String,

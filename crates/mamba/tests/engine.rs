@@ -548,7 +548,8 @@ fn unusual_shapes_run() {
         let checkpoint = Checkpoint::random(Config::from_json(config).unwrap(), 3);
         let mut results = Vec::new();
         for (max_batch, prefill_chunk) in [(1, 1), (4, 100)] {
-            let options_ = LoadOptions { max_batch, prefill_chunk: Some(prefill_chunk), ..LoadOptions::default() };
+            let options_ =
+                LoadOptions { max_batch, prefill_chunk: Some(prefill_chunk), ..LoadOptions::default() };
             let model = Mamba::from_checkpoint(&checkpoint, None, &options_, &Cancel::default(), &mut |_| {})
                 .unwrap();
             let ids: Vec<u32> = (0..50).map(|i| i % 5).collect();

@@ -1,4 +1,4 @@
-//! The CUDA backend: the first NVIDIA GPU, with a context and a stream of its own for each model. Weights and activations
+//! The CUDA backend: the first NVIDIA GPU, with a stream of its own for each model. Weights and activations
 //! are f32, bf16 or f16; the residual stream, states, logits and all sums are f32.
 //!
 //! Every call is queued on the stream; only [`Backend::read`] and [`Backend::token_logprobs`] wait. The same calls give
@@ -43,7 +43,8 @@ impl Cuda {
             DType::BF16 => Float::BF16,
             DType::F16 => Float::F16,
             DType::Q8_0 | DType::Q4K => {
-                let expected = "`f32`, `bf16` or `f16` on device `cuda` (quantized weights are widened when asked)";
+                let expected =
+                    "`f32`, `bf16` or `f16` on device `cuda` (quantized weights are widened when asked)";
                 return Err(Error::option("dtype", format!("`{}`", dtype.name()), expected));
             }
         };

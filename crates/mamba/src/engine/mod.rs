@@ -414,7 +414,9 @@ fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::
         Device::Cpu => Ok(None),
         Device::Cuda => cuda(),
         Device::Auto => match cuda() {
-            Err(Error::DeviceUnavailable { .. } | Error::OptionInvalid { .. }) => Ok(None),
+            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. } | Error::OptionInvalid { .. }) => {
+                Ok(None)
+            }
             other => other,
         },
     }

@@ -1,6 +1,10 @@
 //! What the integration tests share.
 #![allow(dead_code)]
 
+pub mod cuda;
+pub mod model;
+pub mod ops;
+
 use std::path::{Path, PathBuf};
 
 use mamba::cpu::memory::Aligned;
@@ -68,9 +72,11 @@ pub fn relative_l2<'a>(actual: impl IntoIterator<Item = &'a f32>, expected: &[f6
     if norm == 0.0 { error.sqrt() } else { (error / norm).sqrt() }
 }
 
-/// A file of this crate.
+/// A file of this crate. `NODE_MAMBA_CRATE` says where the crate lies on a machine that runs the tests but did not build
+/// them.
 pub fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    let crate_ = std::env::var_os("NODE_MAMBA_CRATE").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&crate_).join(path)
 }
 
 /// A reference file's tensors (`tests/reference/README.md`).
