@@ -197,10 +197,26 @@ mod platform {
             if handle.is_null() { Err(last_error()) } else { Ok(Self(handle)) }
         }
 
-        fn symbol(&self, name: &CStr) -> Option<*mut c_void> {
+        /// One of the driver's functions.
+        ///
+        /// # Safety
+        /// `F` is the function's type, an `extern "C" fn`, and the library stays open.
+        unsafe fn function<F: Copy>(&self, name: &CStr) -> Result<F, Failure> {
             // SAFETY: the handle is open, since only `close` closes it and takes it.
             let symbol = unsafe { libc::dlsym(self.0, name.as_ptr()) };
-            (!symbol.is_null()).then_some(symbol)
+            if symbol.is_null() {
+                return Err(Failure::new(
+                    "CUDA_DRIVER_ERROR",
+                    format!(
+                        "{} has no {}, so it is not NVIDIA's driver; {UPDATE_DRIVER}",
+                        self.path().as_deref().unwrap_or(DRIVER),
+                        name.to_string_lossy()
+                    ),
+                ));
+            }
+            const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+            // SAFETY: the caller says that this is the function's type, which is a pointer.
+            Ok(unsafe { std::mem::transmute_copy(&symbol) })
         }
 
         /// Its file, which the loader chose where only a name was given.
@@ -262,30 +278,18 @@ mod platform {
                     ),
                 )
             })?;
-            let symbol = |name: &CStr| {
-                library.symbol(name).ok_or_else(|| {
-                    Failure::new(
-                        "CUDA_DRIVER_ERROR",
-                        format!(
-                            "{} has no {}, so it is not NVIDIA's driver; {UPDATE_DRIVER}",
-                            library.path().as_deref().unwrap_or(DRIVER),
-                            name.to_string_lossy()
-                        ),
-                    )
-                })
-            };
             // SAFETY: these are the declarations of cuda.h, which never change under the same name, with CUresult and
             // CUdevice as int. The library is never closed.
             unsafe {
                 Ok(Self {
-                    get_version: std::mem::transmute(symbol(c"cuDriverGetVersion")?),
-                    init: std::mem::transmute(symbol(c"cuInit")?),
-                    get_count: std::mem::transmute(symbol(c"cuDeviceGetCount")?),
-                    get_device: std::mem::transmute(symbol(c"cuDeviceGet")?),
-                    get_attribute: std::mem::transmute(symbol(c"cuDeviceGetAttribute")?),
-                    get_name: std::mem::transmute(symbol(c"cuDeviceGetName")?),
-                    total_memory: std::mem::transmute(symbol(c"cuDeviceTotalMem_v2")?),
-                    error_name: std::mem::transmute(symbol(c"cuGetErrorName")?),
+                    get_version: library.function(c"cuDriverGetVersion")?,
+                    init: library.function(c"cuInit")?,
+                    get_count: library.function(c"cuDeviceGetCount")?,
+                    get_device: library.function(c"cuDeviceGet")?,
+                    get_attribute: library.function(c"cuDeviceGetAttribute")?,
+                    get_name: library.function(c"cuDeviceGetName")?,
+                    total_memory: library.function(c"cuDeviceTotalMem_v2")?,
+                    error_name: library.function(c"cuGetErrorName")?,
                 })
             }
         }
