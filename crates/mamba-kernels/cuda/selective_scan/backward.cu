@@ -67,15 +67,19 @@ template <class T> __device__ void backward(const ScanBackward &p) {
     float a[2][4], carry[2][4], da[2][4] = {}, dbias[2] = {}, dd[2] = {};
     {
         const long long stride = (long long)N * E;
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            const float2 av = load_pair(p.a, (long long)(4 * q + r) * E + ch, alive);
+            a[0][r] = av.x * kLog2e;
+            a[1][r] = av.y * kLog2e;
+        }
+        if (p.segment_state) wait_for_previous();
         const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
         const float *from = ready ? p.segment_state + blockIdx.y * stride
                                   : state_slot(p.last_state_grad, p.state_stride, seg.slot);
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            long long at = (long long)(4 * q + r) * E + ch;
-            float2 av = load_pair(p.a, at, alive), cv = load_pair(from, at, alive && from);
-            a[0][r] = av.x * kLog2e;
-            a[1][r] = av.y * kLog2e;
+            const float2 cv = load_pair(from, (long long)(4 * q + r) * E + ch, alive && from);
             carry[0][r] = cv.x;
             carry[1][r] = cv.y;
         }
@@ -365,6 +369,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         add_to_total(1, da[1][0], da[1][1], da[1][2], da[1][3]);
         add_to_total(2, dd[0], dd[1], dbias[0], dbias[1]);
     }
+    let_next_start();
     {
         const float4 t0 = w.total[0][lane], t1 = w.total[1][lane], t2 = w.total[2][lane];
         da[0][0] = t0.x, da[0][1] = t0.y, da[0][2] = t0.z, da[0][3] = t0.w;
@@ -457,6 +462,7 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
             }
         }
     }
+    let_next_start();
     if (!alive) return;
 #pragma unroll
     for (int r = 0; r < 4; r++)
@@ -496,6 +502,7 @@ __device__ void backward_carry(const ScanBackward &p) {
 // Sums of the partial results, a thread an element, any N: dB and dC over the blocks of channels in the first
 // ceil(T 2N / 128) blocks; dA, dD and dbias over the segments in the rest, (N + 2) ceil(E / 128).
 __device__ void reduce(const ScanBackward &p) {
+    wait_for_previous();
     const int N = p.states, E = p.channels;
     const long long count = p.tokens * 2 * N, bc_blocks = (count + 127) / 128;
     if (blockIdx.x < bc_blocks) {

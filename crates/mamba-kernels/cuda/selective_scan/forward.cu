@@ -54,41 +54,14 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const ScanSegment seg = p.segments[blockIdx.y];
 
     float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
-    {
-        const long long stride = (long long)N * E;
-        const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
+    auto load_state = [&](const float *from) { // [N, E] or null: zero
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            long long at = (long long)(4 * q + r) * E + ch;
-            float2 a = load_pair(p.a, at, alive), h = load_pair(init, at, alive && init);
-            a0[r] = a.x * kLog2e;
-            a1[r] = a.y * kLog2e;
+            const float2 h = load_pair(from, (long long)(4 * q + r) * E + ch, alive && from);
             h0[r] = h.x;
             h1[r] = h.y;
         }
-        if (!kLocal && p.segment_state && p.carry_inside) {
-            constexpr int kBatch = 4; // segments' loads in flight
-            const int self = blockIdx.y;
-            for (int i0 = p.first_segment[seg.sequence]; i0 < self; i0 += kBatch) {
-                float2 local[kBatch][4], delta[kBatch];
-#pragma unroll
-                for (int k = 0; k < kBatch; k++) {
-                    const bool valid = alive && i0 + k < self; // else: no step, the state stays
-                    delta[k] = load_pair(p.segment_delta, (long long)(i0 + k) * E + ch, valid);
-#pragma unroll
-                    for (int r = 0; r < 4; r++)
-                        local[k][r] = load_pair(p.segment_state, (i0 + k) * stride + (long long)(4 * q + r) * E + ch, valid);
-                }
-#pragma unroll
-                for (int k = 0; k < kBatch; k++)
-#pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        h0[r] = fmaf(exp2_fast(a0[r] * delta[k].x), h0[r], local[k][r].x);
-                        h1[r] = fmaf(exp2_fast(a1[r] * delta[k].y), h1[r], local[k][r].y);
-                    }
-            }
-        }
-    }
+    };
     const float2 skip = load_pair(p.d, ch, alive && p.d);
     auto store_state = [&](float *to) { // [N, E]
         if (!alive) return;
@@ -97,8 +70,15 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
             *reinterpret_cast<float2 *>(to + (long long)(4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
     };
     if (kLocal && seg.last) {
+        load_state(initial_state(p, seg));
         store_state(p.segment_state + (long long)blockIdx.y * N * E);
         return;
+    }
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+        const float2 a = load_pair(p.a, (long long)(4 * q + r) * E + ch, alive);
+        a0[r] = a.x * kLog2e;
+        a1[r] = a.y * kLog2e;
     }
 
     // The conversion's part of the stage: 4 channels of 2 rows, and 4 states of one row of B or C.
@@ -163,6 +143,31 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         __syncthreads();
         copy_stage(seg.begin + kTileSteps, 1);
         convert(seg.begin, 0, 0);
+    }
+    if (!kLocal && p.segment_state) wait_for_previous();
+    load_state(kLocal ? nullptr : state_before(p, seg));
+    if (!kLocal && p.segment_state && p.carry_inside) {
+        constexpr int kBatch = 8; // segments' loads in flight
+        const long long stride = (long long)N * E;
+        const int self = blockIdx.y;
+        for (int i0 = p.first_segment[seg.sequence]; i0 < self; i0 += kBatch) {
+            float2 local[kBatch][4], delta[kBatch];
+#pragma unroll
+            for (int k = 0; k < kBatch; k++) {
+                const bool valid = alive && i0 + k < self; // else: no step, the state stays
+                delta[k] = load_pair(p.segment_delta, (long long)(i0 + k) * E + ch, valid);
+#pragma unroll
+                for (int r = 0; r < 4; r++)
+                    local[k][r] = load_pair(p.segment_state, (i0 + k) * stride + (long long)(4 * q + r) * E + ch, valid);
+            }
+#pragma unroll
+            for (int k = 0; k < kBatch; k++)
+#pragma unroll
+                for (int r = 0; r < 4; r++) {
+                    h0[r] = fmaf(exp2_fast(a0[r] * delta[k].x), h0[r], local[k][r].x);
+                    h1[r] = fmaf(exp2_fast(a1[r] * delta[k].y), h1[r], local[k][r].y);
+                }
+        }
     }
     for (int t0 = seg.begin, buffer = 0; t0 < seg.end; t0 += kTileSteps, buffer ^= 1) {
         copy_wait();
@@ -258,6 +263,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         ring = ring1;
     }
     if (kLocal) {
+        let_next_start();
         store_state(p.segment_state + (long long)blockIdx.y * N * E);
         if (alive && q == 0)
             *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) =
@@ -367,6 +373,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
             convert(0);
             load(1);
         }
+        if (!kLocal && p.segment_state) wait_for_previous();
 #pragma unroll 2
         for (int k = 0; k <= stages; k++) { // stage k is scanned now
             __syncthreads();
@@ -385,6 +392,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     const bool alive = ch < E;
     const long long stride = (long long)N * E;
     const long long at[2] = {(long long)state * E + ch, (long long)(state + 8) * E + ch};
+    if (!kLocal && p.segment_state) wait_for_previous();
     const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
     float a[2], h[2], delta_sum = 0.f;
 #pragma unroll
@@ -468,6 +476,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
         }
     }
     if (kLocal) {
+        let_next_start();
         store_state(p.segment_state + (long long)blockIdx.y * stride);
         if (alive && state == 0) p.segment_delta[(long long)blockIdx.y * E + ch] = delta_sum;
     } else if (seg.last && p.last_state) {
