@@ -121,6 +121,20 @@ __device__ __forceinline__ int sequence_of_block(const int *begin, int count, in
     }
 }
 
+// The sum of column `column` over `rows` rows of partial sums `stride` apart, in one order, by a block of 32 columns x 8
+// warps; right in warp 0.
+__device__ __forceinline__ float column_sum(const float *partial, int rows, long long stride, long long column, bool exists) {
+    __shared__ float s_sum[8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sum = 0.f;
+#pragma unroll 8
+    for (int r = warp; r < rows; r += 8) sum += exists ? partial[r * stride + column] : 0.f;
+    s_sum[warp][lane] = sum;
+    __syncthreads();
+    for (int w = 1; w < 8 && warp == 0; w++) sum += s_sum[w][lane];
+    return sum;
+}
+
 } // namespace vec
 
 // One kernel a dtype, by a name that a fatbin keeps.

@@ -1,4 +1,4 @@
-// Residual add and normalization: a block a row, which up to 8192 channels stays in registers between the sums and the
+// Residual add and normalization: a block a row, which up to 4096 channels stays in registers between the sums and the
 // output. Bound by memory. params.h has the launch.
 #include "../common/vector.cuh"
 #include "params.h"
@@ -77,4 +77,4 @@ template <class T> __device__ __forceinline__ void forward(const NormForward &p)
 
 } // namespace addnorm
 
-VECTOR_KERNELS(add_norm_forward, NormForward, 1024, 1, addnorm::forward)
+VECTOR_KERNELS(add_norm_forward, NormForward, 512, 2, addnorm::forward)
