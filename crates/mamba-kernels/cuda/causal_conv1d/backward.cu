@@ -5,7 +5,8 @@
 
 namespace conv {
 
-constexpr int V = 4, kWarps = 8, kRun = kConvBackwardTokens / kWarps, kGroup = 4;
+constexpr int V = kConvBackwardChannels, kChannels = 32 * V, kWarps = 8, kRun = kConvBackwardTokens / kWarps;
+template <class T> constexpr int kGroup = 8 / sizeof(T); // tokens whose loads are under way while as many are worked on
 
 struct State { // what a sequence has before and after; null: nothing
     const float *initial, *last_grad;
@@ -19,20 +20,20 @@ __device__ __forceinline__ State state_of(const ConvBackward &p, int s, int c) {
 }
 
 // d SiLU(x) / dx
-__device__ __forceinline__ float silu_slope(float x) {
-    const float s = sigmoid(x);
-    return s * fmaf(x, 1.f - s, 1.f);
+template <class T> __device__ __forceinline__ float silu_slope(float x) {
+    const float s = sigmoid<T>(x);
+    return fmaf(x * s, 1.f - s, s);
 }
 
 // Row k of the block's partial sums: over the warps, in order.
 __device__ __forceinline__ void write_partial(const ConvBackward &p, int k, const float (&sum)[V]) {
-    __shared__ float s_sum[kWarps][kConvBackwardChannels];
+    __shared__ float s_sum[kWarps][kChannels];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int i = 0; i < V; i++) s_sum[warp][lane * V + i] = sum[i];
     __syncthreads();
-    const int c = blockIdx.x * kConvBackwardChannels + threadIdx.x;
-    if (threadIdx.x < kConvBackwardChannels && c < p.channels) {
+    const int c = blockIdx.x * kChannels + threadIdx.x;
+    if (threadIdx.x < kChannels && c < p.channels) {
         float total = 0.f;
         for (int w = 0; w < kWarps; w++) total += s_sum[w][threadIdx.x];
         p.partial[((long long)blockIdx.y * (p.d_conv + 1) + k) * p.channels + c] = total;
@@ -40,28 +41,28 @@ __device__ __forceinline__ void write_partial(const ConvBackward &p, int k, cons
     __syncthreads();
 }
 
-// kConv: d_conv. With g_t the gradient of the pre-activation, input t - (kConv - 1) gets sum over k of weight[k] * g_(t - k)
+// kConv: d_conv; rows aligned. With g_t the gradient of the pre-activation, input t - (kConv - 1) gets sum over k of weight[k] * g_(t - k)
 // once g_t is known; for tokens past the sequence's end g is zero. Inputs before its first token are the initial state, those
 // of its last kConv - 1 are also the last state.
-template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvBackward &p, Piece piece) {
+template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece piece) {
     constexpr int kPast = kConv - 1;
-    const int E = p.channels, c = blockIdx.x * kConvBackwardChannels + threadIdx.x % 32 * V, count = E - c;
+    const int E = p.channels, c = blockIdx.x * kChannels + threadIdx.x % 32 * V;
     float d_weight[kConv][V] = {}, d_bias[V] = {};
     const int begin = piece.begin + threadIdx.x / 32 * kRun, end = min(begin + kRun, piece.last);
-    if (count > 0 && (begin < end || begin == piece.first)) {
+    if (c < E && (begin < end || begin == piece.first)) {
         const T *x = row<T>(p.x, p.x_stride, 0) + c, *d_out = row<T>(p.d_out, p.d_out_stride, 0) + c;
         T *d_x = row<T>(p.d_x, p.d_x_stride, 0) + c;
         const State state = state_of(p, piece.s, c);
         float weight[kConv][V], bias[V] = {};
 #pragma unroll
-        for (int k = 0; k < kConv; k++) load_floats<kAligned>(weight[k], p.weight + (long long)k * E + c, count);
-        if (p.bias) load_floats<kAligned>(bias, p.bias + c, count);
+        for (int k = 0; k < kConv; k++) load_floats(weight[k], p.weight + (long long)k * E + c);
+        if (p.bias) load_floats(bias, p.bias + c);
 
         float past[kPast][V] = {}, g[kConv][V] = {}; // inputs before the token, oldest first; g_t, g_(t - 1), ...
 #pragma unroll
         for (int k = 0; k < kPast; k++) {
-            if (begin > piece.first) load_floats<kAligned>(past[k], x + (begin - kPast + k) * p.x_stride, count);
-            else if (state.initial) load_floats<kAligned>(past[k], state.initial + (long long)k * E, count);
+            if (begin > piece.first) load_floats(past[k], x + (begin - kPast + k) * p.x_stride);
+            else if (state.initial) load_floats(past[k], state.initial + (long long)k * E);
         }
         auto advance = [&](const Vector<T, V> &in, const Vector<T, V> &grad, bool is_own) { // g_t, and its sums if the token is this warp's
 #pragma unroll
@@ -73,7 +74,7 @@ template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvBac
 #pragma unroll
                 for (int k = 0; k < kPast; k++) sum = fmaf(weight[k][i], past[k][i], sum);
                 sum = fmaf(weight[kPast][i], now, sum);
-                g[0][i] = grad[i] * silu_slope(sum);
+                g[0][i] = grad[i] * silu_slope<T>(sum);
                 if (is_own) {
 #pragma unroll
                     for (int k = 0; k < kPast; k++) d_weight[k][i] = fmaf(g[0][i], past[k][i], d_weight[k][i]);
@@ -85,49 +86,69 @@ template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvBac
                 past[kPast - 1][i] = now;
             }
         };
-        auto emit = [&](int t) { // the gradient of input t - kPast
-            float sum[V] = {};
+        auto input_grad = [&](float (&sum)[V]) { // of input t - kPast
 #pragma unroll
-            for (int k = 0; k < kConv; k++)
+            for (int i = 0; i < V; i++) {
+                sum[i] = weight[0][i] * g[0][i];
 #pragma unroll
-                for (int i = 0; i < V; i++) sum[i] = fmaf(weight[k][i], g[k][i], sum[i]);
+                for (int k = 1; k < kConv; k++) sum[i] = fmaf(weight[k][i], g[k][i], sum[i]);
+            }
+        };
+        auto emit = [&](int t) { // any t
+            float sum[V];
+            input_grad(sum);
             if (t >= piece.last && state.last_grad) {
                 float last[V];
-                load_floats<kAligned>(last, state.last_grad + (long long)(t - piece.last) * E, count);
+                load_floats(last, state.last_grad + (long long)(t - piece.last) * E);
 #pragma unroll
                 for (int i = 0; i < V; i++) sum[i] += last[i];
             }
             if (t - kPast >= begin) {
-                store<kAligned>(d_x + (t - kPast) * p.d_x_stride, sum, count);
+                store_vector(d_x + (t - kPast) * p.d_x_stride, sum);
             } else if (begin == piece.first && state.initial_grad) {
                 for (int i = 0; i < V && p.fresh[piece.s]; i++) sum[i] = 0.f;
-                store<kAligned>(state.initial_grad + (long long)(t - begin) * E, sum, count);
+                store_vector(state.initial_grad + (long long)(t - begin) * E, sum);
             }
         };
-        int t = begin;
-        for (; t + kGroup <= end; t += kGroup) {
-            Vector<T, V> in[kGroup], grad[kGroup];
+        constexpr int G = kGroup<T>;
+        Vector<T, V> in[G], grad[G];
+        const T *x_next = x + begin * p.x_stride, *d_out_next = d_out + begin * p.d_out_stride; // where loads continue
+        T *d_x_next = d_x + begin * p.d_x_stride;                                               // where emissions inside continue
+        auto fetch = [&](int t) {
 #pragma unroll
-            for (int j = 0; j < kGroup; j++) {
-                in[j] = load<kAligned, V>(x + (t + j) * p.x_stride, count);
-                grad[j] = load<kAligned, V>(d_out + (t + j) * p.d_out_stride, count);
+            for (int j = 0; j < G; j++) {
+                in[j] = grad[j] = {};
+                if (t + j < piece.last) {
+                    in[j] = load_vector<V>(x_next);
+                    grad[j] = load_vector<V>(d_out_next);
+                }
+                x_next += p.x_stride, d_out_next += p.d_out_stride;
             }
+        };
+        fetch(begin);
+        for (int t = begin; t < end + kPast; t += G) { // the last kPast: the next warp's tokens that reach back to this one's
+            Vector<T, V> in_now[G], grad_now[G];
 #pragma unroll
-            for (int j = 0; j < kGroup; j++) {
-                advance(in[j], grad[j], true);
-                emit(t + j);
+            for (int j = 0; j < G; j++) in_now[j] = in[j], grad_now[j] = grad[j];
+            fetch(t + G);
+            if (t - begin >= kPast && t + G <= end) {
+#pragma unroll
+                for (int j = 0; j < G; j++) {
+                    float sum[V];
+                    advance(in_now[j], grad_now[j], true);
+                    input_grad(sum);
+                    store_vector(d_x_next, sum);
+                    d_x_next += p.d_x_stride;
+                }
+            } else {
+#pragma unroll
+                for (int j = 0; j < G; j++) {
+                    if (t + j >= end + kPast) break;
+                    advance(in_now[j], grad_now[j], t + j < end);
+                    emit(t + j);
+                    if (t + j - kPast >= begin) d_x_next += p.d_x_stride;
+                }
             }
-        }
-        for (; t < end; t++) {
-            advance(load<kAligned, V>(x + t * p.x_stride, count), load<kAligned, V>(d_out + t * p.d_out_stride, count), true);
-            emit(t);
-        }
-        for (; t < end + kPast; t++) { // the next warp's tokens that reach back to this one's
-            const bool exists = t < piece.last;
-            const Vector<T, V> in = exists ? load<kAligned, V>(x + t * p.x_stride, count) : Vector<T, V>{};
-            const Vector<T, V> grad = exists ? load<kAligned, V>(d_out + t * p.d_out_stride, count) : Vector<T, V>{};
-            advance(in, grad, false);
-            emit(t);
         }
     }
 #pragma unroll
@@ -135,9 +156,9 @@ template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvBac
     write_partial(p, kConv, d_bias);
 }
 
-// Any d_conv up to kRun; every pre-activation is computed again wherever it is needed.
+// Any alignment and any d_conv up to kRun; every pre-activation is computed again wherever it is needed.
 template <class T> __device__ void any(const ConvBackward &p, Piece piece) {
-    const int E = p.channels, d_conv = p.d_conv, past = d_conv - 1, from = blockIdx.x * kConvBackwardChannels + threadIdx.x % 32 * V;
+    const int E = p.channels, d_conv = p.d_conv, past = d_conv - 1, from = blockIdx.x * kChannels + threadIdx.x % 32 * V;
     const int begin = piece.begin + threadIdx.x / 32 * kRun, end = min(begin + kRun, piece.last);
     for (int k = 0; k <= d_conv; k++) { // row k of partial; what is no sum over tokens with the last
         float total[V] = {};
@@ -154,7 +175,7 @@ template <class T> __device__ void any(const ConvBackward &p, Piece piece) {
                 if (t < piece.first || t >= piece.last) return 0.f;
                 float sum = p.bias ? p.bias[c] : 0.f;
                 for (int j = 0; j < d_conv; j++) sum = fmaf(p.weight[(long long)j * E + c], input(t - past + j), sum);
-                return load_one(row<T>(p.d_out, p.d_out_stride, t) + c) * silu_slope(sum);
+                return load_one(row<T>(p.d_out, p.d_out_stride, t) + c) * silu_slope<T>(sum);
             };
             for (int t = begin; t < end; t++) total[i] += g(t) * (k < d_conv ? input(t - past + k) : 1.f);
             if (k < d_conv || (begin >= end && begin > piece.first)) continue;
@@ -176,9 +197,9 @@ template <class T> __device__ __forceinline__ void backward(const ConvBackward &
                       aligned<V>((const T *)p.d_x, p.d_x_stride) && aligned<V>(p.weight, 0) && aligned<V>(p.bias, 0) &&
                       aligned<V>(p.initial_state, p.slot_stride) && aligned<V>(p.last_state_grad, p.slot_stride) &&
                       aligned<V>(p.initial_state_grad, p.slot_stride);
-    if (p.d_conv == 4) wide ? fixed<T, 4, true>(p, piece) : fixed<T, 4, false>(p, piece);
-    else if (p.d_conv == 3 && wide) fixed<T, 3, true>(p, piece);
-    else if (p.d_conv == 2 && wide) fixed<T, 2, true>(p, piece);
+    if (p.d_conv == 4 && wide) fixed<T, 4>(p, piece);
+    else if (p.d_conv == 3 && wide) fixed<T, 3>(p, piece);
+    else if (p.d_conv == 2 && wide) fixed<T, 2>(p, piece);
     else any<T>(p, piece);
 }
 

@@ -23,9 +23,9 @@ __device__ __forceinline__ Piece piece_of_block(const int *cu_seqlens, int seque
     return p;
 }
 
-// Rows of V channels as floats.
-template <bool kAligned, int V, class T> __device__ __forceinline__ void load_floats(float (&to)[V], const T *from, int count) {
-    const auto v = load<kAligned, V>(from, count);
+// V aligned channels as floats.
+template <int V, class T> __device__ __forceinline__ void load_floats(float (&to)[V], const T *from) {
+    const auto v = load_vector<V>(from);
 #pragma unroll
     for (int i = 0; i < V; i++) to[i] = v[i];
 }

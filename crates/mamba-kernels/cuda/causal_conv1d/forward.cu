@@ -1,40 +1,41 @@
-// The causal convolution over sequences: a thread walks through kConvTokens tokens of 16 bytes of channels, the window
+// The causal convolution over sequences: a thread walks through kConvTokens tokens of four channels, the window
 // in registers. Bound by memory. params.h has the launch.
 #include "common.cuh"
 
 namespace conv {
 
-constexpr int kGroup = 4; // tokens loaded before the first is used
+constexpr int V = kConvChannels;
+template <class T> constexpr int kGroup = 16 / sizeof(T); // tokens loaded before the first is used
 
-// kConv: d_conv. Whoever has a channel's first tokens also reads its initial state and writes its last, in this order, so
+// kConv: d_conv; rows aligned. Whoever has a channel's first tokens also reads its initial state and writes its last, in this order, so
 // no thread can find a state that another has already replaced.
-template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvForward &p, Piece piece) {
-    constexpr int V = kWide<T>, kPast = kConv - 1;
-    const int E = p.channels, c = (blockIdx.x * blockDim.x + threadIdx.x) * V, count = E - c;
-    if (count <= 0) return;
+template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece piece) {
+    constexpr int kPast = kConv - 1;
+    const int E = p.channels, c = (blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (c >= E) return;
     const T *x = row<T>(p.x, p.x_stride, 0) + c;
     T *out = row<T>(p.out, p.out_stride, 0) + c;
 
     float weight[kConv][V], bias[V] = {};
 #pragma unroll
-    for (int k = 0; k < kConv; k++) load_floats<kAligned>(weight[k], p.weight + (long long)k * E + c, count);
-    if (p.bias) load_floats<kAligned>(bias, p.bias + c, count);
+    for (int k = 0; k < kConv; k++) load_floats(weight[k], p.weight + (long long)k * E + c);
+    if (p.bias) load_floats(bias, p.bias + c);
 
     float past[kPast][V] = {}; // the inputs before the token, oldest first
     if (!piece.has_first()) {  // a block has more tokens than a window, so these are all of this sequence
 #pragma unroll
-        for (int k = 0; k < kPast; k++) load_floats<kAligned>(past[k], x + (piece.begin - kPast + k) * p.x_stride, count);
+        for (int k = 0; k < kPast; k++) load_floats(past[k], x + (piece.begin - kPast + k) * p.x_stride);
     } else if (p.state) {
         float *state = p.state + p.slots[piece.s] * p.slot_stride + c;
 #pragma unroll
         for (int k = 0; k < kPast; k++)
-            if (!p.fresh[piece.s]) load_floats<kAligned>(past[k], state + (long long)k * E, count);
+            if (!p.fresh[piece.s]) load_floats(past[k], state + (long long)k * E);
         const int length = piece.last - piece.first;
 #pragma unroll
         for (int k = 0; k < kPast; k++) { // row k: input length + k of the initial state and x, end to end
             float last[V];
             if (length + k >= kPast) {
-                load_floats<kAligned>(last, x + (piece.last + k - kPast) * p.x_stride, count);
+                load_floats(last, x + (piece.last + k - kPast) * p.x_stride);
             } else {
 #pragma unroll
                 for (int j = k; j < kPast; j++)
@@ -42,7 +43,7 @@ template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvFor
                     for (int i = 0; i < V; i++)
                         if (j == length + k) last[i] = past[j][i];
             }
-            store<kAligned>(state + (long long)k * E, last, count);
+            store_vector(state + (long long)k * E, last);
         }
     }
 
@@ -58,24 +59,23 @@ template <class T, int kConv, bool kAligned> __device__ void fixed(const ConvFor
 #pragma unroll
             for (int k = 0; k + 1 < kPast; k++) past[k][i] = past[k + 1][i];
             past[kPast - 1][i] = now;
-            sum[i] *= sigmoid(sum[i]);
+            sum[i] *= sigmoid<T>(sum[i]);
         }
-        store<kAligned>(out + t * p.out_stride, sum, count);
+        store_vector(out + t * p.out_stride, sum);
     };
     int t = piece.begin;
-    for (; t + kGroup <= piece.end; t += kGroup) {
-        Vector<T, V> in[kGroup];
+    for (; t + kGroup<T> <= piece.end; t += kGroup<T>) {
+        Vector<T, V> in[kGroup<T>];
 #pragma unroll
-        for (int j = 0; j < kGroup; j++) in[j] = load<kAligned, V>(x + (t + j) * p.x_stride, count);
+        for (int j = 0; j < kGroup<T>; j++) in[j] = load_vector<V>(x + (t + j) * p.x_stride);
 #pragma unroll
-        for (int j = 0; j < kGroup; j++) token(t + j, in[j]);
+        for (int j = 0; j < kGroup<T>; j++) token(t + j, in[j]);
     }
-    for (; t < piece.end; t++) token(t, load<kAligned, V>(x + t * p.x_stride, count));
+    for (; t < piece.end; t++) token(t, load_vector<V>(x + t * p.x_stride));
 }
 
-// Any d_conv up to kConvTokens; every input is read d_conv times.
+// Any alignment and any d_conv up to kConvTokens; every input is read d_conv times.
 template <class T> __device__ void any(const ConvForward &p, Piece piece) {
-    constexpr int V = kWide<T>;
     const int E = p.channels, d_conv = p.d_conv, past = d_conv - 1, from = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     for (int c = from; c < min(from + V, E); c++) {
         float *state = p.state ? p.state + p.slots[piece.s] * p.slot_stride + c : nullptr;
@@ -87,7 +87,7 @@ template <class T> __device__ void any(const ConvForward &p, Piece piece) {
         for (int t = piece.begin; t < piece.end; t++) {
             float sum = p.bias ? p.bias[c] : 0.f;
             for (int k = 0; k < d_conv; k++) sum = fmaf(p.weight[(long long)k * E + c], input(t - piece.first + k), sum);
-            store_one(row<T>(p.out, p.out_stride, t) + c, sum * sigmoid(sum));
+            store_one(row<T>(p.out, p.out_stride, t) + c, sum * sigmoid<T>(sum));
         }
         if (!state || !piece.has_first()) continue;
         for (int k = 0; k < past; k++) // in this order, what is still to be read lies behind what is written
@@ -96,17 +96,16 @@ template <class T> __device__ void any(const ConvForward &p, Piece piece) {
 }
 
 template <class T> __device__ __forceinline__ void forward(const ConvForward &p) {
-    constexpr int V = kWide<T>;
     const Piece piece = piece_of_block(p.cu_seqlens, p.sequences, kConvTokens);
     if (piece.empty() && !piece.has_first()) return;
     const bool wide = p.channels % V == 0 && aligned<V>((const T *)p.x, p.x_stride) && aligned<V>((const T *)p.out, p.out_stride) &&
                       aligned<V>(p.weight, 0) && aligned<V>(p.bias, 0) && aligned<V>(p.state, p.slot_stride);
-    if (p.d_conv == 4) wide ? fixed<T, 4, true>(p, piece) : fixed<T, 4, false>(p, piece);
-    else if (p.d_conv == 3 && wide) fixed<T, 3, true>(p, piece);
-    else if (p.d_conv == 2 && wide) fixed<T, 2, true>(p, piece);
+    if (p.d_conv == 4 && wide) fixed<T, 4>(p, piece);
+    else if (p.d_conv == 3 && wide) fixed<T, 3>(p, piece);
+    else if (p.d_conv == 2 && wide) fixed<T, 2>(p, piece);
     else any<T>(p, piece);
 }
 
 } // namespace conv
 
-VECTOR_KERNELS(causal_conv1d_forward, ConvForward, 128, 4, conv::forward)
+VECTOR_KERNELS(causal_conv1d_forward, ConvForward, 128, 8, conv::forward)

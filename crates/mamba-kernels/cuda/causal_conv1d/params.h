@@ -5,20 +5,20 @@
 // token's row to the next; within a row channels are contiguous. "dtype" is the type of the kernel's instance:
 // __nv_bfloat16, __half or float. Slots of different sequences differ.
 //
-// Any E, stride and alignment is right. Fast where d_conv is 2, 3 or 4 and rows begin at multiples of 16 bytes
-// (backward: 8 bytes of 16-bit types); the kernels see to that themselves.
+// Any E, stride and alignment is right. Fast where d_conv is 2, 3 or 4 and rows begin at multiples of four
+// elements; the kernels see to that themselves.
 //
 // Launch                             block  shared  grid
-//   causal_conv1d_forward_<dtype>    128    0       (ceil(E / conv_channels(size)), conv_blocks(T, sequences, kConvTokens))
-//   causal_conv1d_backward_<dtype>   256    0       (ceil(E / kConvBackwardChannels), conv_blocks(T, sequences, kConvBackwardTokens))
+//   causal_conv1d_forward_<dtype>    128    0       (ceil(E / (128 * kConvChannels)), conv_blocks(T, sequences, kConvTokens))
+//   causal_conv1d_backward_<dtype>   256    0       (ceil(E / (32 * kConvBackwardChannels)), conv_blocks(T, sequences, kConvBackwardTokens))
 //   causal_conv1d_reduce             256    0       ceil((d_conv + 1) * E / 32), after backward
-// with `size` the dtype's bytes. Nothing to launch for no sequences.
+// Nothing to launch for no sequences.
 #pragma once
 
-constexpr int kConvTokens = 32; // of one block
-constexpr int conv_channels(int size) { return 128 * 16 / size; }
+constexpr int kConvChannels = 4; // of a thread
+constexpr int kConvTokens = 32;  // of a block
+constexpr int kConvBackwardChannels = 4;
 constexpr int kConvBackwardTokens = 512; // 64 for each of 8 warps
-constexpr int kConvBackwardChannels = 128;
 
 // Blocks in y: each sequence has enough for its tokens, and one where it is empty.
 constexpr int conv_blocks(int tokens, int sequences, int a_block) { return tokens / a_block + sequences; }

@@ -19,11 +19,11 @@ DECLARE(float, f32)
 extern "C" __global__ void causal_conv1d_reduce(const __grid_constant__ ConvBackward);
 
 template <class T> void launch(const ConvForward &p, int tokens) {
-    Kernels<T>::forward<<<dim3(ceil_div(p.channels, conv_channels(sizeof(T))), conv_blocks(tokens, p.sequences, kConvTokens)), 128>>>(p);
+    Kernels<T>::forward<<<dim3(ceil_div(p.channels, 128 * kConvChannels), conv_blocks(tokens, p.sequences, kConvTokens)), 128>>>(p);
     CHECK(cudaGetLastError());
 }
 template <class T> void launch(const ConvBackward &p) {
-    Kernels<T>::backward<<<dim3(ceil_div(p.channels, kConvBackwardChannels), p.partials), 256>>>(p);
+    Kernels<T>::backward<<<dim3(ceil_div(p.channels, 32 * kConvBackwardChannels), p.partials), 256>>>(p);
     causal_conv1d_reduce<<<ceil_div((p.d_conv + 1LL) * p.channels, 32), 256>>>(p);
     CHECK(cudaGetLastError());
 }
@@ -182,22 +182,38 @@ template <class T> void time_shape(Timer &timer, Report &report, int batch, int 
     std::vector<int> cu, slots, fresh(batch);
     for (int i = 0; i <= batch; i++) cu.push_back(i * length);
     for (int i = 0; i < batch; i++) slots.push_back(i);
-    Matrix<T> x(tokens, E, E), out(tokens, E), d_out(tokens, E), d_x(tokens, E, E); // x is half of in_proj's output
-    Matrix<float> weight(d_conv, E), bias(1, E), state(batch, 3 * E), d_weight(d_conv, E), d_bias(1, E), partial(partials * (d_conv + 1), E);
-    x.randomize(1), d_out.randomize(2), weight.randomize(3), bias.randomize(4), state.randomize(5);
+    Matrix<float> weight(d_conv, E), bias(1, E), d_weight(d_conv, E), d_bias(1, E);
+    weight.randomize(3), bias.randomize(4);
     Ints cu_(cu), slots_(slots), fresh_(fresh);
-    ConvForward f{};
-    f.x = x.data(), f.out = out.data(), f.weight = weight.data(), f.bias = bias.data(), f.state = state.data();
-    f.cu_seqlens = cu_.data, f.slots = slots_.data, f.fresh = fresh_.data;
-    f.x_stride = x.stride, f.out_stride = E, f.slot_stride = state.stride, f.sequences = batch, f.channels = E, f.d_conv = d_conv;
-    ConvBackward b{};
-    b.x = x.data(), b.d_out = d_out.data(), b.d_x = d_x.data(), b.weight = weight.data(), b.bias = bias.data();
-    b.partial = partial.data(), b.d_weight = d_weight.data(), b.d_bias = d_bias.data(), b.cu_seqlens = cu_.data;
-    b.x_stride = x.stride, b.d_out_stride = E, b.d_x_stride = d_x.stride, b.sequences = batch, b.channels = E, b.d_conv = d_conv, b.partials = partials;
-    const std::string shape = std::to_string(batch) + "x" + std::to_string(length) + "x" + std::to_string(E) + " " + dtype_name<T>();
+    struct Set {
+        Matrix<T> x, out, d_out, d_x;
+        Matrix<float> state, partial;
+        Set(int tokens, int E, int batch, int partials) // x is half of in_proj's output
+            : x(tokens, E, E), out(tokens, E), d_out(tokens, E), d_x(tokens, E, E), state(batch, 3 * E), partial(partials * 5, E) {
+            x.randomize(1), d_out.randomize(2), state.randomize(5);
+        }
+    };
     const double element = (double)tokens * E * sizeof(T);
-    report.row("causal_conv1d forward " + shape, timer([&](cudaStream_t) { launch<T>(f, tokens); }), 2 * element);
-    report.row("causal_conv1d backward " + shape, timer([&](cudaStream_t) { launch<T>(b); }), 3 * element);
+    std::vector<std::unique_ptr<Set>> sets;
+    std::vector<ConvForward> forward;
+    std::vector<ConvBackward> backward;
+    for (int i = 0; i < sets_for(3 * element); i++) {
+        sets.push_back(std::make_unique<Set>(tokens, E, batch, partials));
+        const Set &s = *sets.back();
+        ConvForward f{};
+        f.x = s.x.data(), f.out = s.out.data(), f.weight = weight.data(), f.bias = bias.data(), f.state = s.state.data();
+        f.cu_seqlens = cu_.data, f.slots = slots_.data, f.fresh = fresh_.data;
+        f.x_stride = s.x.stride, f.out_stride = E, f.slot_stride = s.state.stride, f.sequences = batch, f.channels = E, f.d_conv = d_conv;
+        forward.push_back(f);
+        ConvBackward b{};
+        b.x = s.x.data(), b.d_out = s.d_out.data(), b.d_x = s.d_x.data(), b.weight = weight.data(), b.bias = bias.data();
+        b.partial = s.partial.data(), b.d_weight = d_weight.data(), b.d_bias = d_bias.data(), b.cu_seqlens = cu_.data;
+        b.x_stride = s.x.stride, b.d_out_stride = E, b.d_x_stride = s.d_x.stride, b.sequences = batch, b.channels = E, b.d_conv = d_conv, b.partials = partials;
+        backward.push_back(b);
+    }
+    const std::string shape = std::to_string(batch) + "x" + std::to_string(length) + "x" + std::to_string(E) + " " + dtype_name<T>();
+    time_sets(timer, report, "causal_conv1d forward " + shape, 2 * element, forward, [&](const ConvForward &p) { launch<T>(p, tokens); });
+    time_sets(timer, report, "causal_conv1d backward " + shape, 3 * element, backward, [](const ConvBackward &p) { launch<T>(p); });
 }
 
 int main(int argc, char **argv) {

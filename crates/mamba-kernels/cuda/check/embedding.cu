@@ -17,8 +17,9 @@ DECLARE(float, f32)
 extern "C" __global__ void embedding_backward(const __grid_constant__ EmbeddingBackward);
 extern "C" __global__ void embedding_backward_join(const __grid_constant__ EmbeddingBackward);
 
-template <class T> void launch(void (*kernel)(Gather), const Gather &p) {
-    kernel<<<dim3(ceil_div(p.channels, gather_channels(sizeof(T))), ceil_div(p.count, kGatherRows)), kGatherThreads>>>(p);
+// size: bytes of an element of the output.
+void launch(void (*kernel)(Gather), const Gather &p, int size) {
+    kernel<<<dim3(ceil_div(p.channels, gather_channels(size)), ceil_div(p.count, kGatherRows)), kGatherThreads>>>(p);
     CHECK(cudaGetLastError());
 }
 void launch(const EmbeddingBackward &p) {
@@ -51,9 +52,9 @@ template <class T> void check_rows(int count, int E, int rows, int pad) {
     Ints ids_(ids);
     table_.put(table);
     Gather p{table_.data(), ids_.data, wide.data(), table_.stride, wide.stride, count, E};
-    launch<T>(Kernels<T>::embedding, p);
+    launch(Kernels<T>::embedding, p, 4);
     p.out = same.data(), p.out_stride = same.stride;
-    launch<T>(Kernels<T>::gather, p);
+    launch(Kernels<T>::gather, p, sizeof(T));
     CHECK(cudaDeviceSynchronize());
     bool gaps = true;
     result.require("the rows, in f32", same_bits(wide.get(&gaps), exact));
@@ -112,37 +113,49 @@ void check_all(bool small) {
     check_backward(5000, 770, 100, 3., 1);
 }
 
+int distinct(std::vector<int> ids) {
+    std::sort(ids.begin(), ids.end());
+    return (int)(std::unique(ids.begin(), ids.end()) - ids.begin());
+}
+// A table's row that several tokens have moves once.
 template <class T> void time_shape(Timer &timer, Report &report, int tokens, int E, int rows) {
-    const std::vector<int> ids = random_ids(tokens, rows, 1., 5);
-    Matrix<T> table(rows, E), x(tokens, E), same(tokens, E);
-    Matrix<float> wide(tokens, E);
-    std::vector<int> shuffled(tokens); // every row of x once
+    std::vector<int> shuffled(tokens); // gather: every row once
     std::iota(shuffled.begin(), shuffled.end(), 0);
     for (int i = tokens - 1; i > 0; i--) std::swap(shuffled[i], shuffled[(int)(uniform(i, 77) * i)]);
-    table.randomize(1), x.randomize(2);
+    const std::vector<int> ids = random_ids(tokens, rows, 1., 5);
     Ints ids_(ids), shuffled_(shuffled);
-    const std::string shape = std::to_string(tokens) + "x" + std::to_string(E) + " " + dtype_name<T>();
     const double n = (double)tokens * E;
-    const Gather g{x.data(), shuffled_.data, same.data(), E, E, tokens, E};
-    report.row("gather " + shape, timer([&](cudaStream_t) { launch<T>(Kernels<T>::gather, g); }), n * 2 * sizeof(T));
-    // A row that several tokens read moves once: most of a table of this size fits into the L2.
-    std::vector<int> distinct = ids;
-    std::sort(distinct.begin(), distinct.end());
-    const double used = (double)(std::unique(distinct.begin(), distinct.end()) - distinct.begin()) * E;
-    const Gather e{table.data(), ids_.data, wide.data(), E, E, tokens, E};
-    report.row("embedding " + shape + " of " + std::to_string(rows), timer([&](cudaStream_t) { launch<T>(Kernels<T>::embedding, e); }), n * 4 + used * sizeof(T));
+    std::vector<std::unique_ptr<Matrix<T>>> from, to, tables;
+    std::vector<std::unique_ptr<Matrix<float>>> wide;
+    std::vector<Gather> gathers, embeddings;
+    for (int i = 0; i < sets_for(2 * n * sizeof(T)); i++) {
+        from.push_back(std::make_unique<Matrix<T>>(tokens, E)), to.push_back(std::make_unique<Matrix<T>>(tokens, E));
+        from[i]->randomize(1);
+        gathers.push_back({from[i]->data(), shuffled_.data, to[i]->data(), E, E, tokens, E});
+        if (i < 8) tables.push_back(std::make_unique<Matrix<T>>(rows, E)), tables[i]->randomize(2);
+        wide.push_back(std::make_unique<Matrix<float>>(tokens, E));
+        embeddings.push_back({tables[i % 8]->data(), ids_.data, wide[i]->data(), E, E, tokens, E});
+    }
+    const std::string shape = std::to_string(tokens) + "x" + std::to_string(E) + " " + dtype_name<T>();
+    time_sets(timer, report, "cudaMemcpy of as much as gather " + shape, n * 2 * sizeof(T), gathers,
+              [&](const Gather &p) { CHECK(cudaMemcpyAsync(p.out, p.table, (size_t)tokens * E * sizeof(T), cudaMemcpyDeviceToDevice)); });
+    time_sets(timer, report, "gather " + shape, n * 2 * sizeof(T), gathers, [](const Gather &p) { launch(Kernels<T>::gather, p, sizeof(T)); });
+    time_sets(timer, report, "embedding forward " + shape + " of " + std::to_string(rows), n * 4 + (double)distinct(ids) * E * sizeof(T), embeddings,
+              [](const Gather &p) { launch(Kernels<T>::embedding, p, 4); });
 }
 void time_backward(Timer &timer, Report &report, int tokens, int E, int rows, double skew) {
     const std::vector<int> ids = random_ids(tokens, rows, skew, 5);
-    Matrix<float> d_out(tokens, E), d_table(rows, E), partial(2 * ceil_div(tokens, kEmbeddingTokens), E);
-    d_out.randomize(1), d_table.randomize(2);
     Ints ids_(ids), order(order_of(ids));
-    std::vector<int> distinct = ids;
-    std::sort(distinct.begin(), distinct.end());
-    const double used = (double)(std::unique(distinct.begin(), distinct.end()) - distinct.begin()) * E;
-    const EmbeddingBackward p{d_out.data(), ids_.data, order.data, d_table.data(), partial.data(), E, E, tokens, E};
-    report.row("embedding backward " + std::to_string(tokens) + "x" + std::to_string(E) + " of " + std::to_string(rows) + (skew > 1. ? " skewed" : ""),
-               timer([&](cudaStream_t) { launch(p); }), 4. * tokens * E + 8. * used);
+    std::vector<std::unique_ptr<Matrix<float>>> d_out, d_table, partial;
+    std::vector<EmbeddingBackward> sets;
+    for (int i = 0; i < sets_for(4. * tokens * E); i++) {
+        d_out.push_back(std::make_unique<Matrix<float>>(tokens, E)), d_table.push_back(std::make_unique<Matrix<float>>(rows, E));
+        partial.push_back(std::make_unique<Matrix<float>>(2 * ceil_div(tokens, kEmbeddingTokens), E));
+        d_out[i]->randomize(1), d_table[i]->randomize(2);
+        sets.push_back({d_out[i]->data(), ids_.data, order.data, d_table[i]->data(), partial[i]->data(), E, E, tokens, E});
+    }
+    time_sets(timer, report, "embedding backward " + std::to_string(tokens) + "x" + std::to_string(E) + " of " + std::to_string(rows) + (skew > 1. ? " skewed" : ""),
+              4. * tokens * E + 8. * distinct(ids) * E, sets, [](const EmbeddingBackward &p) { launch(p); });
 }
 
 int main(int argc, char **argv) {

@@ -3,6 +3,7 @@
 #include "harness.h"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <memory>
 
 namespace harness {
 
@@ -103,6 +104,17 @@ struct Case {
     }
 };
 inline bool same_bits(const Values &a, const Values &b) { return a.size() == b.size() && !std::memcmp(a.data(), b.data(), a.size() * sizeof(double)); }
+
+// Times launches on several sets of buffers in turn, together far larger than the L2: none finds its inputs there, and each
+// leaves as much there to be written as it found, as in a sequence of kernels. And one launch alone behind a flush, which
+// leaves the whole L2 to be written during the launch.
+inline int sets_for(double bytes) { return std::clamp((int)std::ceil(2e9 / bytes), 4, 64); }
+template <class P, class F> void time_sets(Timer &timer, Report &report, const std::string &what, double bytes, const std::vector<P> &sets, F launch) {
+    report.row(what, timer([&](cudaStream_t) {
+        for (const P &p : sets) launch(p);
+    }), bytes, (int)sets.size());
+    report.row(what + ", alone", timer([&](cudaStream_t) { launch(sets[0]); }), bytes);
+}
 
 // program [all | check | small | time] [json file]: check, then time; the check only; a few small cases (for
 // compute-sanitizer); times only.

@@ -5,8 +5,8 @@
 // E, stride and alignment is right; fast where rows begin at multiples of 16 bytes. Indices are not checked here.
 //
 // Launch                       grid                                                             block            shared
-//   embedding_<dtype>          (ceil(E / gather_channels(size)), ceil(count / kGatherRows))     kGatherThreads   0
-//   gather_<dtype>             likewise
+//   embedding_<dtype>          (ceil(E / gather_channels(4)), ceil(count / kGatherRows))        kGatherThreads   0
+//   gather_<dtype>             (ceil(E / gather_channels(size)), ceil(count / kGatherRows))     kGatherThreads   0
 //   embedding_backward         (ceil(E / gather_channels(4)), ceil(count / kEmbeddingTokens))     kGatherThreads   0
 //   embedding_backward_join    likewise, after it
 // with `size` the dtype's bytes. Nothing to launch for count = 0.

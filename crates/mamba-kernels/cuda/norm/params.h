@@ -3,14 +3,15 @@
 //
 // T tokens, E = d_model channels. A row stride counts elements from one token's row to the next; within a row channels
 // are contiguous. "dtype" is the type of the kernel's instance: __nv_bfloat16, __half or float. The residual stream is
-// f32. Any E, stride and alignment is right; fast where rows begin at multiples of 16 bytes.
+// f32. Any E, stride and alignment is right; fast where rows begin at multiples of four
+// elements.
 //
 // Launch                         grid                                      block               shared
-//   add_norm_forward_<dtype>     T                                         norm_threads(E)     0
-//   add_norm_backward_<dtype>    partials                                  norm_threads(E)     0
+//   add_norm_forward_<dtype>     1 to T, best norm_blocks(T)               norm_threads(E)     0
+//   add_norm_backward_<dtype>    partials, 1 to T, best norm_partials      norm_threads(E)     0
 //   add_norm_reduce              ceil(E / 32), twice that with d_bias      256                 0
-// partials: any number, best norm_partials(...). The sums over tokens depend on it, nothing else does. Nothing to launch
-// for T = 0, but the gradients of weight and bias are then left as they are.
+// The sums over tokens depend on `partials`; nothing else depends on the grid. Nothing to launch for T = 0; the gradients
+// of weight and bias are then left as they are.
 #pragma once
 
 constexpr int kNormChannels = 8; // of a thread at a time
@@ -18,9 +19,11 @@ constexpr int norm_threads(int channels) {
     const int warps = (channels + 32 * kNormChannels - 1) / (32 * kNormChannels);
     return 32 * (warps < 1 ? 1 : warps > 16 ? 16 : warps);
 }
+// A row a block while rows are few, then four, the next one's loads under way during the current one's sums.
+constexpr int norm_blocks(int tokens) { return tokens < 2048 ? tokens : (tokens + 3) / 4; }
 // As many blocks as a device with so many multiprocessors runs at once, or one a token.
 constexpr int norm_partials(int tokens, int channels, int multiprocessors) {
-    const int blocks = multiprocessors * (768 / norm_threads(channels));
+    const int blocks = multiprocessors * (640 / norm_threads(channels));
     return tokens < blocks ? tokens : blocks;
 }
 
@@ -34,10 +37,10 @@ struct NormForward {
     const float *weight;   // [E]
     const float *bias;     // [E] or null
     long long delta_stride, residual_stride, residual_out_stride, out_stride;
+    int tokens;            // T
     int channels;          // E
     int layer;
     float eps;
-    int reserved;
 };
 
 // The gradients, given that of out and that which reaches the residual stream from above. The mean and the variance are
