@@ -249,10 +249,19 @@ void time_all(const char *path) {
         const double scan_bytes = 2 * 16 * row * 4 + 2 * activations;
         const int chosen = scan_step_rows(S, E, device.multiProcessorCount);
         report.row("scan_step " + label + ", one launch", timer([&](cudaStream_t s) { launch_scan<T>(c.scan(states[0]), chosen, s); }), scan_bytes);
-        for (int rows : std::vector<int>{chosen, S, std::max(1, S / 2), std::max(1, S / 4), std::max(1, S / 8)}) {
-            report.row("scan_step " + label + ", " + std::to_string(rows) + " rows of blocks",
-                       timer.graph([&](cudaStream_t s) { for (int i = 0; i < layers; i++) launch_scan<T>(c.scan(states[i]), rows, s); }), scan_bytes, layers);
-        }
+        report.row("scan_step " + label, timer.graph([&](cudaStream_t s) { for (int i = 0; i < layers; i++) launch_scan<T>(c.scan(states[i]), chosen, s); }), scan_bytes, layers);
+    }
+    {
+        // What a copy of as many bytes as a step of 64 x 4096 moves reaches in the same way.
+        const int layers = 24;
+        const size_t bytes = 64ull * 4096 * 16 * 4;
+        Pool pool;
+        std::vector<std::pair<float *, float *>> buffers;
+        for (int i = 0; i < layers; i++) buffers.push_back({pool.normal<float>(bytes / 4, 50 + i), pool.get<float>(bytes / 4)});
+        auto copies = [&](cudaStream_t s) {
+            for (auto &b : buffers) CHECK(cudaMemcpyAsync(b.second, b.first, bytes, cudaMemcpyDeviceToDevice, s));
+        };
+        report.row("copy of 16.8 MB", timer.graph(copies), 2. * bytes, layers);
     }
     report.write(path);
 }

@@ -3,6 +3,8 @@
 //   ./sampling_check            check, then time
 //   ./sampling_check small      a few small cases (for compute-sanitizer)
 //   ./sampling_check time [json file]
+//   ./sampling_check answers > ../../mamba/tests/data/sampling.json
+// The last one writes what is expected here, for a test that the CPU's sampler does choose so (no GPU needed).
 #include "harness.h"
 #include "../sampling/params.h"
 #include <map>
@@ -274,6 +276,28 @@ void check_all(Checks &checks) {
     check(checks, "300000, normal", Kind::normal, 300000, 0, 10, 70000);
 }
 
+void answers() {
+    std::printf("[\n");
+    bool first = true;
+    for (int kind = 0; kind < 7; kind++)
+        for (int n = 0; n < 12; n++) {
+            const int vocab = std::vector<int>{1, 3, 130, 2000}[n % 4], seed = 500 + 100 * kind + n;
+            const Options o = random_options(vocab, seed);
+            const Choice c = choose(o, random_logits((Kind)kind, vocab, seed));
+            if (c.margin < 1e-8) continue;
+            std::printf("%s{\"kind\":%d,\"vocab\":%d,\"seed\":%d,\"temperature\":%.9g,\"top_k\":%u,\"top_p\":%.9g,\"min_p\":%.9g,", first ? "" : ",\n", kind,
+                        vocab, seed, o.temperature, o.top_k, o.top_p, o.min_p);
+            std::printf("\"repetition\":%.9g,\"frequency\":%.9g,\"presence\":%.9g,\"key\":%llu,\"position\":%llu,\"window\":[", o.repetition, o.frequency,
+                        o.presence, o.seed, o.position);
+            for (size_t i = 0; i < o.window.size(); i++) std::printf(i ? ",%d" : "%d", o.window[i]);
+            std::printf("],\"bias\":[");
+            for (size_t i = 0; i < o.bias.size(); i++) std::printf(i ? ",[%d,%.9g]" : "[%d,%.9g]", o.bias[i].first, o.bias[i].second);
+            std::printf(c.token < 0 ? "],\"token\":null}" : "],\"token\":%d,\"logprob\":%.9g}", c.token, c.logprob);
+            first = false;
+        }
+    std::printf("\n]\n");
+}
+
 void time_all(const char *path) {
     Timer timer;
     Report report(timer);
@@ -313,6 +337,10 @@ void time_all(const char *path) {
 
 int main(int argc, char **argv) {
     const std::string mode = argc > 1 ? argv[1] : "all";
+    if (mode == "answers") {
+        answers();
+        return 0;
+    }
     Checks checks;
     if (mode != "time") {
         check_small(checks);

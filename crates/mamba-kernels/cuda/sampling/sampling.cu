@@ -424,6 +424,7 @@ __device__ void sample(const Sampling &p) {
             }
         });
         weights = warp_sum(weights), ties = warp_sum(ties);
+        __syncthreads(); // whoever still reads the last sums
         if (lane == 0) s.sums[warp] = weights, s.ties[warp] = ties;
         __syncthreads();
         // From here on lane i of each warp has what belongs to warp i.
