@@ -113,7 +113,7 @@ template <class T> void launch_forward(const ScanForward &p, ScanPath path, int 
     } else {
         const bool narrow = path == ScanPath::narrow;
         const dim3 grid(ceil_div(E, narrow ? 8 : 64), p.segment_count);
-        const int threads = narrow ? 256 : 128, bytes = narrow ? 0 : shared;
+        const int threads = 128, bytes = narrow ? 0 : shared;
         if (p.segment_state) {
             (narrow ? ScanKernels<T>::narrow_local : ScanKernels<T>::local)<<<grid, threads, bytes, stream>>>(p);
             if (!p.carry_inside) selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
