@@ -2,9 +2,7 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
-use common::{buffer, nans, relative_l2, wide};
+use common::{Truth, buffer, here, nans, relative_l2, wide};
 use mamba::DType;
 use mamba::backend::{Backend, Batch, StateView, View, ViewMut};
 use mamba::checkpoint::{Checkpoint, OpenOptions};
@@ -12,45 +10,9 @@ use mamba::cpu::Cpu;
 use mamba::cpu::simd::Level;
 use mamba::model::{Model, Slots, Workspace};
 use mamba::ops::selective_scan::{SelectiveScan, reference};
-use safetensors::SafeTensors;
-
-fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 fn checkpoint() -> Checkpoint {
     Checkpoint::open(&here("../../models/mamba-novels-7m"), &OpenOptions::default()).unwrap()
-}
-
-/// The reference file's tensors.
-struct Truth(Vec<u8>);
-
-impl Truth {
-    fn novels() -> Self {
-        Self(std::fs::read(here("tests/reference/novels-7m.safetensors")).unwrap())
-    }
-
-    fn floats(&self, name: &str) -> Vec<f32> {
-        self.bytes(name, f32::from_le_bytes)
-    }
-
-    fn ids(&self, name: &str) -> Vec<u32> {
-        self.bytes(name, u32::from_le_bytes)
-    }
-
-    fn bytes<T>(&self, name: &str, read: impl Fn([u8; 4]) -> T) -> Vec<T> {
-        let tensors = SafeTensors::deserialize(&self.0).unwrap();
-        let tensor = tensors.tensor(name).unwrap();
-        tensor.data().as_chunks::<4>().0.iter().map(|bytes| read(*bytes)).collect()
-    }
-
-    fn has(&self, name: &str) -> bool {
-        SafeTensors::deserialize(&self.0).unwrap().tensor(name).is_ok()
-    }
-
-    fn shape(&self, name: &str) -> Vec<usize> {
-        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().shape().to_vec()
-    }
 }
 
 /// A model with what it needs to run.
@@ -270,9 +232,7 @@ fn selective_scan() {
             "initial_state",
             "packed",
         ] {
-            let file =
-                std::fs::read(here(&format!("tests/reference/selective-scan/{name}.safetensors"))).unwrap();
-            let truth = Truth(file);
+            let truth = Truth::scan(name);
             let (y, state) = scan(&truth, level);
             worst = worst.max(y).max(state);
             assert!(y < 1e-6 && state < 1e-6, "{name} on {level:?}: y {y:.2e}, last_state {state:.2e}");
@@ -283,45 +243,27 @@ fn selective_scan() {
 
 /// Relative errors of y and of the last state; also holds reference.rs itself against the file.
 fn scan(truth: &Truth, level: Level) -> (f64, f64) {
-    let [batch_size, dim, length] = truth.shape("u")[..] else { panic!("u") };
+    let [_, dim, _] = truth.shape("u")[..] else { panic!("u") };
     let d_state = truth.shape("A")[1];
-    // [batch, channel, length] to (token, channel).
-    let tokens = |name: &str, channels: usize| -> Vec<f32> {
-        let values = truth.floats(name);
-        (0..batch_size * length)
-            .flat_map(|t| (0..channels).map(move |c| (t / length * channels + c) * length + t % length))
-            .map(|at| values[at])
-            .collect()
-    };
-    // [n, dim, state] to [n, state, dim].
-    let states = |name: &str, n: usize| -> Vec<f32> {
-        let values = truth.floats(name);
-        (0..n * d_state * dim)
-            .map(|i| values[(i / (d_state * dim) * dim + i % dim) * d_state + i / dim % d_state])
-            .collect()
-    };
     let full = truth.has("z");
-    let cu_seqlens: Vec<usize> = match truth.has("cu_seqlens") {
-        true => truth.ids("cu_seqlens").iter().map(|n| *n as usize).collect(),
-        false => (0..=batch_size).map(|i| i * length).collect(),
-    };
+    let cu_seqlens = truth.cu_seqlens();
     let sequences = cu_seqlens.len() - 1;
     let mut batch = Batch::new();
     for range in cu_seqlens.windows(2) {
         batch.push(&vec![0; range[1] - range[0]], batch.sequences(), !truth.has("h0"));
     }
     let total = batch.tokens();
-    let (u, delta) = (tokens("u", dim), tokens("delta", dim));
-    let (b, c) = (tokens("B", d_state), tokens("C", d_state));
-    let z = full.then(|| tokens("z", dim));
+    let (u, delta) = (truth.tokens("u"), truth.tokens("delta"));
+    let (b, c) = (truth.tokens("B"), truth.tokens("C"));
+    let z = full.then(|| truth.tokens("z"));
     let (bias, d) = (full.then(|| truth.floats("bias")), full.then(|| truth.floats("D")));
-    let a = states("A", 1);
+    let a = truth.states("A");
     let initial = match truth.has("h0") {
-        true => states("h0", sequences),
+        true => truth.states("h0"),
         false => vec![0.0; sequences * d_state * dim],
     };
-    let expected_y = wide(&tokens("y", dim));
-    let expected_state = wide(&states("last_state", sequences));
+    let expected_y = wide(&truth.tokens("y"));
+    let expected_state = wide(&truth.states("last_state"));
 
     let mut cpu = Cpu::with_level(2, level).unwrap();
     let mut state = buffer(&initial);

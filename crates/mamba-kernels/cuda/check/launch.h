@@ -60,8 +60,9 @@ struct ScanPlan {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Segments of all sequences, each but a sequence's last a multiple of 64 tokens; chunk rows in order.
-inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, ScanPlan plan) {
+// Segments of all sequences, each but a sequence's last a multiple of 64 tokens; chunk rows in order. slots and fresh:
+// one a sequence, see ScanSegment.
+inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, const std::vector<int> &slots, const std::vector<int> &fresh, ScanPlan plan) {
     int longest = 1;
     for (size_t s = 0; s + 1 < cu_seqlens.size(); s++) longest = std::max(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
     const int equal = ceil_div(ceil_div(longest, 64), std::max(1, plan.pieces)) * 64;
@@ -72,7 +73,7 @@ inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, ScanPlan
         do {
             int length = plan.shrinking ? ceil_div(ceil_div(end - at, 64), plan.pieces) * 64 : equal;
             int stop = std::min(end, at + length);
-            out.push_back({at, stop, s, chunk, at == begin, stop == end});
+            out.push_back({at, stop, s, slots[s], chunk, at == begin, stop == end, fresh[s]});
             chunk += ceil_div(stop - at, 64);
             at = stop;
         } while (at < end);
@@ -112,7 +113,7 @@ template <class T> void launch_forward(const ScanForward &p, ScanPath path, int 
     } else {
         const bool narrow = path == ScanPath::narrow;
         const dim3 grid(ceil_div(E, narrow ? 8 : 64), p.segment_count);
-        const int threads = narrow ? 256 : 128, bytes = narrow ? 0 : shared;
+        const int threads = 128, bytes = narrow ? 0 : shared;
         if (p.segment_state) {
             (narrow ? ScanKernels<T>::narrow_local : ScanKernels<T>::local)<<<grid, threads, bytes, stream>>>(p);
             if (!p.carry_inside) selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);

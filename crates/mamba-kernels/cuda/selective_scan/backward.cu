@@ -68,9 +68,8 @@ template <class T> __device__ void backward(const ScanBackward &p) {
     {
         const long long stride = (long long)N * E;
         const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
-        const float *from = ready                ? p.segment_state + blockIdx.y * stride
-                            : p.last_state_grad ? p.last_state_grad + seg.sequence * stride
-                                                : nullptr;
+        const float *from = ready ? p.segment_state + blockIdx.y * stride
+                                  : state_slot(p.last_state_grad, p.state_stride, seg.slot);
 #pragma unroll
         for (int r = 0; r < 4; r++) {
             long long at = (long long)(4 * q + r) * E + ch;
@@ -378,8 +377,8 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         const long long n = 4 * q + r;
         *reinterpret_cast<float2 *>(p.a_partial + ((long long)blockIdx.y * N + n) * E + ch) = make_float2(da[0][r], da[1][r]);
         if (seg.first && p.initial_state_grad)
-            *reinterpret_cast<float2 *>(p.initial_state_grad + ((long long)seg.sequence * N + n) * E + ch) =
-                make_float2(carry[0][r], carry[1][r]);
+            *reinterpret_cast<float2 *>(state_slot(p.initial_state_grad, p.state_stride, seg.slot) + n * E + ch) =
+                seg.fresh ? make_float2(0.f, 0.f) : make_float2(carry[0][r], carry[1][r]);
     }
     const float d0 = quad_sum(dd[0]), d1 = quad_sum(dd[1]), b0 = quad_sum(dbias[0]), b1 = quad_sum(dbias[1]);
     if (alive && q == 0) {
@@ -475,7 +474,8 @@ __device__ void backward_carry(const ScanBackward &p) {
     const float a = p.a[at] * kLog2e;
     const long long stride = (long long)N * E;
     const int begin = p.first_segment[blockIdx.z], end = p.first_segment[blockIdx.z + 1];
-    float carry = p.last_state_grad ? p.last_state_grad[blockIdx.z * stride + at] : 0.f;
+    const float *from = state_slot(p.last_state_grad, p.state_stride, p.segments[begin].slot);
+    float carry = from ? from[at] : 0.f;
     constexpr int kBatch = 8; // loads in flight
     for (int i0 = end - 1; i0 >= begin; i0 -= kBatch) {
         float local[kBatch], delta[kBatch];

@@ -170,6 +170,21 @@ template <class T> __device__ __forceinline__ T *row(void *base, long long strid
     return static_cast<T *>(base) + token * stride;
 }
 
+// The [N, E] rows of a sequence's slot; null where there are none.
+template <class F> __device__ __forceinline__ F *state_slot(F *states, long long stride, int index) {
+    return states ? states + index * stride : nullptr;
+}
+// Where a sequence's initial state lies; null: it is zero.
+__device__ __forceinline__ const float *initial_state(const ScanForward &p, const ScanSegment &seg) {
+    return seg.fresh ? nullptr : state_slot(p.initial_state, p.state_stride, seg.slot);
+}
+// Where the main kernel's segment finds the state to begin from, or to chain the segments before it from.
+__device__ __forceinline__ const float *state_before(const ScanForward &p, const ScanSegment &seg) {
+    if (!p.segment_state) return initial_state(p, seg);
+    const int row = p.carry_inside ? p.first_segment[seg.sequence + 1] - 1 : blockIdx.y;
+    return p.segment_state + (long long)row * p.states * p.channels;
+}
+
 // Two neighbouring channels' [N, E] values of state n; zero or nothing past the last channel.
 __device__ __forceinline__ float2 load_pair(const float *base, long long index, bool valid) {
     return valid ? *reinterpret_cast<const float2 *>(base + index) : make_float2(0.f, 0.f);
