@@ -5,15 +5,20 @@
 // token's row to the next; within a row channels are contiguous. "dtype" is the type of the kernel's instance:
 // __nv_bfloat16, __half or float. Slots of different sequences differ.
 //
-// Any E, stride and alignment is right. Fast where d_conv is 2, 3 or 4 and rows begin at multiples of 16 bytes
-// (backward: 8 bytes of 16-bit types); the kernels see to that themselves.
+// Any E, stride and alignment is right. Fast where d_conv is 2, 3 or 4 and rows begin at multiples of four
+// elements; the kernels see to that themselves.
 //
-// Launch                            grid                                                          block  shared
-//   causal_conv1d_forward_<dtype>   (ceil(E / (128 * 16 / sizeof dtype)), conv_blocks(T, sequences, kConvTokens))  128  0
+// Launch                             block  shared  grid
+//   causal_conv1d_forward_<dtype>    128    0       (ceil(E / (128 * kConvChannels)), conv_blocks(T, sequences, kConvTokens))
+//   causal_conv1d_backward_<dtype>   256    0       (ceil(E / (32 * kConvBackwardChannels)), conv_blocks(T, sequences, kConvBackwardTokens))
+//   causal_conv1d_reduce             256    0       ceil((d_conv + 1) * E / 32), after backward
 // Nothing to launch for no sequences.
 #pragma once
 
-constexpr int kConvTokens = 32; // of one block of forward
+constexpr int kConvChannels = 4; // of a thread
+constexpr int kConvTokens = 32;  // of a block
+constexpr int kConvBackwardChannels = 4;
+constexpr int kConvBackwardTokens = 512; // 64 for each of 8 warps
 
 // Blocks in y: each sequence has enough for its tokens, and one where it is empty.
 constexpr int conv_blocks(int tokens, int sequences, int a_block) { return tokens / a_block + sequences; }
@@ -34,4 +39,28 @@ struct ConvForward {
     int channels;          // E
     int d_conv;            // 1 to 16
     int reserved;
+};
+
+// The gradients of all inputs, given those of out and of the last state. The pre-activations are computed again. Sums over
+// tokens are made in two stages, in one order: by blocks (`partial`), then over blocks.
+struct ConvBackward {
+    const void *x;                 // dtype [T, E]
+    const void *d_out;             // dtype [T, E]
+    void *d_x;                     // dtype [T, E]; neither x nor d_out
+    const float *weight;           // [d_conv, E]
+    const float *bias;             // [E] or null
+    const float *initial_state;    // as state in forward, before it ran; null: zero
+    const float *last_state_grad;  // slots likewise; null: zero
+    float *initial_state_grad;     // slots likewise; zero for sequences that began fresh; null: not wanted
+    float *partial;                // [conv_blocks(T, sequences, kConvBackwardTokens), d_conv + 1, E]
+    float *d_weight;               // [d_conv, E]
+    float *d_bias;                 // [E] or null
+    const int *cu_seqlens;         // [sequences + 1]
+    const int *slots;              // [sequences]; not read where all three states are null
+    const int *fresh;              // [sequences], likewise
+    long long x_stride, d_out_stride, d_x_stride, slot_stride;
+    int sequences;
+    int channels;                  // E
+    int d_conv;                    // 1 to 16
+    int partials;                  // rows of partial
 };
