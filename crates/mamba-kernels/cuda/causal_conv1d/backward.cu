@@ -1,12 +1,12 @@
-// The convolution's gradients: a warp walks through 64 tokens of 128 channels, the window of inputs and that of the
+// The convolution's gradients: a warp walks through an eighth of the block's tokens, 128 channels, the window of inputs and that of the
 // pre-activations' gradients in registers; the sums over tokens go through shared memory to one row of `partial` a block.
 // Bound by memory, closely followed by arithmetic. params.h has the launch.
 #include "common.cuh"
 
 namespace conv {
 
-constexpr int V = kConvBackwardChannels, kChannels = 32 * V, kWarps = 8, kRun = kConvBackwardTokens / kWarps;
-template <class T> constexpr int kGroup = 8 / sizeof(T); // tokens whose loads are under way while as many are worked on
+constexpr int V = kConvChannels, kChannels = 32 * V, kWarps = 8;
+template <class T> constexpr int kGroup = 8 / sizeof(T); // tokens whose loads are under way
 
 struct State { // what a sequence has before and after; null: nothing
     const float *initial, *last_grad;
@@ -48,16 +48,23 @@ template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece
     constexpr int kPast = kConv - 1;
     const int E = p.channels, c = blockIdx.x * kChannels + threadIdx.x % 32 * V;
     float d_weight[kConv][V] = {}, d_bias[V] = {};
-    const int begin = piece.begin + threadIdx.x / 32 * kRun, end = min(begin + kRun, piece.last);
+    const int begin = piece.begin + threadIdx.x / 32 * (p.block_tokens / kWarps), end = min(begin + p.block_tokens / kWarps, piece.last);
     if (c < E && (begin < end || begin == piece.first)) {
         const T *x = row<T>(p.x, p.x_stride, 0) + c, *d_out = row<T>(p.d_out, p.d_out_stride, 0) + c;
         T *d_x = row<T>(p.d_x, p.d_x_stride, 0) + c;
         const State state = state_of(p, piece.s, c);
+        // Weights and bias times -log2(e), so that the pre-activation comes as the exponential's argument y = -log2(e) x. Then
+        // g is kept times -ln 2, which undoes it in weight * g, and the sums over tokens get the factor back at their end.
         float weight[kConv][V], bias[V] = {};
 #pragma unroll
         for (int k = 0; k < kConv; k++) load_floats(weight[k], p.weight + (long long)k * E + c);
         if (p.bias) load_floats(bias, p.bias + c);
-
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+#pragma unroll
+            for (int k = 0; k < kConv; k++) weight[k][i] *= -kLog2e;
+            bias[i] *= -kLog2e;
+        }
         float past[kPast][V] = {}, g[kConv][V] = {}; // inputs before the token, oldest first; g_t, g_(t - 1), ...
 #pragma unroll
         for (int k = 0; k < kPast; k++) {
@@ -70,11 +77,13 @@ template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece
 #pragma unroll
                 for (int k = kPast; k > 0; k--) g[k][i] = g[k - 1][i];
                 const float now = in[i];
-                float sum = bias[i];
+                float y = bias[i];
 #pragma unroll
-                for (int k = 0; k < kPast; k++) sum = fmaf(weight[k][i], past[k][i], sum);
-                sum = fmaf(weight[kPast][i], now, sum);
-                g[0][i] = grad[i] * silu_slope<T>(sum);
+                for (int k = 0; k < kPast; k++) y = fmaf(weight[k][i], past[k][i], y);
+                y = fmaf(weight[kPast][i], now, y);
+                // s = 1 / (1 + e^-x); d SiLU / dx = s (1 + x (1 - s))
+                const float s = reciprocal(1.f + exp2_fast(y));
+                g[0][i] = grad[i] * (s * fmaf(y, fmaf(s, -kLn2 * kLn2, kLn2 * kLn2), -kLn2));
                 if (is_own) {
 #pragma unroll
                     for (int k = 0; k < kPast; k++) d_weight[k][i] = fmaf(g[0][i], past[k][i], d_weight[k][i]);
@@ -106,49 +115,52 @@ template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece
             if (t - kPast >= begin) {
                 store_vector(d_x + (t - kPast) * p.d_x_stride, sum);
             } else if (begin == piece.first && state.initial_grad) {
-                for (int i = 0; i < V && p.fresh[piece.s]; i++) sum[i] = 0.f;
+                const bool fresh = p.fresh[piece.s];
+#pragma unroll
+                for (int i = 0; i < V; i++) sum[i] = fresh ? 0.f : sum[i];
                 store_vector(state.initial_grad + (long long)(t - begin) * E, sum);
             }
         };
         constexpr int G = kGroup<T>;
-        Vector<T, V> in[G], grad[G];
-        const T *x_next = x + begin * p.x_stride, *d_out_next = d_out + begin * p.d_out_stride; // where loads continue
-        T *d_x_next = d_x + begin * p.d_x_stride;                                               // where emissions inside continue
-        auto fetch = [&](int t) {
-#pragma unroll
-            for (int j = 0; j < G; j++) {
-                in[j] = grad[j] = {};
-                if (t + j < piece.last) {
-                    in[j] = load_vector<V>(x_next);
-                    grad[j] = load_vector<V>(d_out_next);
-                }
-                x_next += p.x_stride, d_out_next += p.d_out_stride;
+        Vector<T, V> in[G] = {}, grad[G] = {}; // tokens t to t + G - 1; each is replaced by that of t + G as soon as it is used
+        const T *x_next = x + begin * p.x_stride, *d_out_next = d_out + begin * p.d_out_stride;
+        auto fetch = [&](int j, int t) {
+            if (t < piece.last) {
+                in[j] = load_vector<V>(x_next);
+                grad[j] = load_vector<V>(d_out_next);
             }
+            x_next += p.x_stride, d_out_next += p.d_out_stride;
         };
-        fetch(begin);
-        for (int t = begin; t < end + kPast; t += G) { // the last kPast: the next warp's tokens that reach back to this one's
-            Vector<T, V> in_now[G], grad_now[G];
 #pragma unroll
-            for (int j = 0; j < G; j++) in_now[j] = in[j], grad_now[j] = grad[j];
-            fetch(t + G);
+        for (int j = 0; j < G; j++) fetch(j, begin + j);
+        for (int t = begin; t < end + kPast; t += G) { // the last kPast: the next warp's tokens that reach back to this one's
             if (t - begin >= kPast && t + G <= end) {
+                T *to = d_x + (t - kPast) * p.d_x_stride;
 #pragma unroll
                 for (int j = 0; j < G; j++) {
                     float sum[V];
-                    advance(in_now[j], grad_now[j], true);
+                    advance(in[j], grad[j], true);
+                    fetch(j, t + G + j);
                     input_grad(sum);
-                    store_vector(d_x_next, sum);
-                    d_x_next += p.d_x_stride;
+                    store_vector(to, sum);
+                    to += p.d_x_stride;
                 }
             } else {
 #pragma unroll
                 for (int j = 0; j < G; j++) {
                     if (t + j >= end + kPast) break;
-                    advance(in_now[j], grad_now[j], t + j < end);
+                    if (t + j >= piece.last) in[j] = grad[j] = {};
+                    advance(in[j], grad[j], t + j < end);
+                    fetch(j, t + G + j);
                     emit(t + j);
-                    if (t + j - kPast >= begin) d_x_next += p.d_x_stride;
                 }
             }
+        }
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+#pragma unroll
+            for (int k = 0; k < kConv; k++) d_weight[k][i] *= -kLog2e;
+            d_bias[i] *= -kLog2e;
         }
     }
 #pragma unroll
@@ -156,13 +168,13 @@ template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece
     write_partial(p, kConv, d_bias);
 }
 
-// Any alignment and any d_conv up to kRun; every pre-activation is computed again wherever it is needed.
+// Any alignment and any d_conv; every pre-activation is computed again wherever it is needed.
 template <class T> __device__ void any(const ConvBackward &p, Piece piece) {
     const int E = p.channels, d_conv = p.d_conv, past = d_conv - 1, from = blockIdx.x * kChannels + threadIdx.x % 32 * V;
-    const int begin = piece.begin + threadIdx.x / 32 * kRun, end = min(begin + kRun, piece.last);
+    const int begin = piece.begin + threadIdx.x / 32 * (p.block_tokens / kWarps), end = min(begin + p.block_tokens / kWarps, piece.last);
     for (int k = 0; k <= d_conv; k++) { // row k of partial; what is no sum over tokens with the last
         float total[V] = {};
-#pragma unroll
+#pragma unroll 1
         for (int i = 0; i < V; i++) {
             const int c = from + i;
             if (c >= E) break;
@@ -192,7 +204,7 @@ template <class T> __device__ void any(const ConvBackward &p, Piece piece) {
 }
 
 template <class T> __device__ __forceinline__ void backward(const ConvBackward &p) {
-    const Piece piece = piece_of_block(p.cu_seqlens, p.sequences, kConvBackwardTokens);
+    const Piece piece = piece_of_block(p.cu_seqlens, p.sequences, p.block_tokens);
     const bool wide = p.channels % V == 0 && aligned<V>((const T *)p.x, p.x_stride) && aligned<V>((const T *)p.d_out, p.d_out_stride) &&
                       aligned<V>((const T *)p.d_x, p.d_x_stride) && aligned<V>(p.weight, 0) && aligned<V>(p.bias, 0) &&
                       aligned<V>(p.initial_state, p.slot_stride) && aligned<V>(p.last_state_grad, p.slot_stride) &&

@@ -1,11 +1,11 @@
-// The causal convolution over sequences: a thread walks through kConvTokens tokens of four channels, the window
-// in registers. Bound by memory. params.h has the launch.
+// The causal convolution over sequences: a thread walks through block_tokens tokens of four channels, the window in
+// registers. Bound by memory. params.h has the launch.
 #include "common.cuh"
 
 namespace conv {
 
 constexpr int V = kConvChannels;
-template <class T> constexpr int kGroup = 16 / sizeof(T); // tokens loaded before the first is used
+template <class T> constexpr int kGroup = 8 / sizeof(T); // tokens whose loads are under way
 
 // kConv: d_conv; rows aligned. Whoever has a channel's first tokens also reads its initial state and writes its last, in this order, so
 // no thread can find a state that another has already replaced.
@@ -47,8 +47,7 @@ template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece 
         }
     }
 
-    auto token = [&](int t, const Vector<T, V> &in) {
-        float sum[V];
+    auto token = [&](const Vector<T, V> &in, float (&sum)[V]) {
 #pragma unroll
         for (int i = 0; i < V; i++) {
             const float now = in[i];
@@ -61,20 +60,31 @@ template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece 
             past[kPast - 1][i] = now;
             sum[i] *= sigmoid<T>(sum[i]);
         }
-        store_vector(out + t * p.out_stride, sum);
     };
-    int t = piece.begin;
-    for (; t + kGroup<T> <= piece.end; t += kGroup<T>) {
-        Vector<T, V> in[kGroup<T>];
+    constexpr int G = kGroup<T>;
+    Vector<T, V> in[G]; // tokens t to t + G - 1; each is replaced by that of t + G as soon as it is used
+    const T *next = x + piece.begin * p.x_stride;
+    auto fetch = [&](int j, int t) {
+        if (t < piece.end) in[j] = load_vector<V>(next);
+        next += p.x_stride;
+    };
 #pragma unroll
-        for (int j = 0; j < kGroup<T>; j++) in[j] = load_vector<V>(x + (t + j) * p.x_stride);
+    for (int j = 0; j < G; j++) fetch(j, piece.begin + j);
+    T *to = out + piece.begin * p.out_stride;
+    for (int t = piece.begin; t < piece.end; t += G) {
 #pragma unroll
-        for (int j = 0; j < kGroup<T>; j++) token(t + j, in[j]);
+        for (int j = 0; j < G; j++) {
+            if (t + j >= piece.end) return;
+            float sum[V];
+            token(in[j], sum);
+            fetch(j, t + G + j);
+            store_vector(to, sum);
+            to += p.out_stride;
+        }
     }
-    for (; t < piece.end; t++) token(t, load_vector<V>(x + t * p.x_stride));
 }
 
-// Any alignment and any d_conv up to kConvTokens; every input is read d_conv times.
+// Any alignment and any d_conv up to block_tokens; every input is read d_conv times.
 template <class T> __device__ void any(const ConvForward &p, Piece piece) {
     const int E = p.channels, d_conv = p.d_conv, past = d_conv - 1, from = (blockIdx.x * blockDim.x + threadIdx.x) * V;
     for (int c = from; c < min(from + V, E); c++) {
@@ -96,7 +106,7 @@ template <class T> __device__ void any(const ConvForward &p, Piece piece) {
 }
 
 template <class T> __device__ __forceinline__ void forward(const ConvForward &p) {
-    const Piece piece = piece_of_block(p.cu_seqlens, p.sequences, kConvTokens);
+    const Piece piece = piece_of_block(p.cu_seqlens, p.sequences, p.block_tokens);
     if (piece.empty() && !piece.has_first()) return;
     const bool wide = p.channels % V == 0 && aligned<V>((const T *)p.x, p.x_stride) && aligned<V>((const T *)p.out, p.out_stride) &&
                       aligned<V>(p.weight, 0) && aligned<V>(p.bias, 0) && aligned<V>(p.state, p.slot_stride);

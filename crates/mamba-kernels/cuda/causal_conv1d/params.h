@@ -9,19 +9,18 @@
 // elements; the kernels see to that themselves.
 //
 // Launch                             block  shared  grid
-//   causal_conv1d_forward_<dtype>    128    0       (ceil(E / (128 * kConvChannels)), conv_blocks(T, sequences, kConvTokens))
-//   causal_conv1d_backward_<dtype>   256    0       (ceil(E / (32 * kConvBackwardChannels)), conv_blocks(T, sequences, kConvBackwardTokens))
+//   causal_conv1d_forward_<dtype>    128    0       (ceil(E / 512), conv_blocks(T, sequences, block_tokens))
+//   causal_conv1d_backward_<dtype>   256    0       (ceil(E / 128), conv_blocks(T, sequences, block_tokens))
 //   causal_conv1d_reduce             256    0       ceil((d_conv + 1) * E / 32), after backward
 // Nothing to launch for no sequences.
 #pragma once
 
 constexpr int kConvChannels = 4; // of a thread
-constexpr int kConvTokens = 32;  // of a block
-constexpr int kConvBackwardChannels = 4;
-constexpr int kConvBackwardTokens = 512; // 64 for each of 8 warps
-
+// Tokens of a block (block_tokens): few where that makes too few blocks. Backward's sums depend on it, nothing else does.
+constexpr int conv_forward_tokens(int tokens) { return tokens < 8192 ? 16 : 64; }
+constexpr int conv_backward_tokens(int tokens) { return tokens < 8192 ? 256 : 1024; } // an eighth for each warp
 // Blocks in y: each sequence has enough for its tokens, and one where it is empty.
-constexpr int conv_blocks(int tokens, int sequences, int a_block) { return tokens / a_block + sequences; }
+constexpr int conv_blocks(int tokens, int sequences, int block_tokens) { return tokens / block_tokens + sequences; }
 
 // out_t = SiLU(bias + sum over k of weight[k] * x_(t - (d_conv - 1) + k)). Inputs before a sequence's first come from
 // its slot, which gets the sequence's last d_conv - 1 inputs, oldest first.
@@ -38,7 +37,7 @@ struct ConvForward {
     int sequences;
     int channels;          // E
     int d_conv;            // 1 to 16
-    int reserved;
+    int block_tokens;      // any number from 16 on
 };
 
 // The gradients of all inputs, given those of out and of the last state. The pre-activations are computed again. Sums over
@@ -52,7 +51,7 @@ struct ConvBackward {
     const float *initial_state;    // as state in forward, before it ran; null: zero
     const float *last_state_grad;  // slots likewise; null: zero
     float *initial_state_grad;     // slots likewise; zero for sequences that began fresh; null: not wanted
-    float *partial;                // [conv_blocks(T, sequences, kConvBackwardTokens), d_conv + 1, E]
+    float *partial;                // [partials, d_conv + 1, E]
     float *d_weight;               // [d_conv, E]
     float *d_bias;                 // [E] or null
     const int *cu_seqlens;         // [sequences + 1]
@@ -62,5 +61,7 @@ struct ConvBackward {
     int sequences;
     int channels;                  // E
     int d_conv;                    // 1 to 16
-    int partials;                  // rows of partial
+    int block_tokens;              // a multiple of 8, from 128 on
+    int partials;                  // conv_blocks(T, sequences, block_tokens)
+    int reserved;
 };

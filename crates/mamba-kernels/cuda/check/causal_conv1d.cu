@@ -19,11 +19,11 @@ DECLARE(float, f32)
 extern "C" __global__ void causal_conv1d_reduce(const __grid_constant__ ConvBackward);
 
 template <class T> void launch(const ConvForward &p, int tokens) {
-    Kernels<T>::forward<<<dim3(ceil_div(p.channels, 128 * kConvChannels), conv_blocks(tokens, p.sequences, kConvTokens)), 128>>>(p);
+    Kernels<T>::forward<<<dim3(ceil_div(p.channels, 512), conv_blocks(tokens, p.sequences, p.block_tokens)), 128>>>(p);
     CHECK(cudaGetLastError());
 }
 template <class T> void launch(const ConvBackward &p) {
-    Kernels<T>::backward<<<dim3(ceil_div(p.channels, 32 * kConvBackwardChannels), p.partials), 256>>>(p);
+    Kernels<T>::backward<<<dim3(ceil_div(p.channels, 128), p.partials), 256>>>(p);
     causal_conv1d_reduce<<<ceil_div((p.d_conv + 1LL) * p.channels, 32), 256>>>(p);
     CHECK(cudaGetLastError());
 }
@@ -33,6 +33,7 @@ struct Shape {
     int E, d_conv;
     bool bias, state;
     int pad; // between rows of activations and between slots, odd ones make everything unaligned
+    bool long_blocks = false;
 };
 
 // What the definition gives; states are [slots, d_conv - 1, E].
@@ -83,7 +84,7 @@ template <class T> void check(const Shape &s) {
     }
     const int tokens = cu.back();
     std::string label = std::to_string(tokens) + "x" + std::to_string(E) + " in " + std::to_string(sequences) + ", d_conv " + std::to_string(s.d_conv) +
-                        (s.bias ? " bias" : "") + (s.state ? " state" : "") + " pad " + std::to_string(s.pad) + " " + dtype_name<T>();
+                        (s.bias ? " bias" : "") + (s.state ? " state" : "") + " pad " + std::to_string(s.pad) + (s.long_blocks ? " long blocks " : " ") + dtype_name<T>();
     Case result(label);
     const Values x = random_values<T>((size_t)tokens * E, 1), d_out = random_values<T>((size_t)tokens * E, 2);
     const Values weight = random_values<float>((size_t)s.d_conv * E, 3, 0.5), bias = random_values<float>(E, 4, 0.5);
@@ -94,7 +95,7 @@ template <class T> void check(const Shape &s) {
     Matrix<T> d_x_(tokens, E, s.pad, lead), x_(tokens, E, s.pad, lead), out_(tokens, E, s.pad, lead), d_out_(tokens, E, s.pad, lead);
     Matrix<float> weight_(s.d_conv, E), bias_(1, E), state_(slot_count, past * E, s.pad), d_last_(slot_count, past * E, s.pad);
     Matrix<float> initial_(slot_count, past * E, s.pad), d_initial_(slot_count, past * E, s.pad), d_weight_(s.d_conv, E), d_bias_(1, E);
-    const int partials = conv_blocks(tokens, sequences, kConvBackwardTokens);
+    const int partials = conv_blocks(tokens, sequences, s.long_blocks ? 1024 : 256);
     Matrix<float> partial_(partials * (s.d_conv + 1), E);
     Ints cu_(cu), slots_(slots), fresh_(fresh);
     x_.put(x), d_out_.put(d_out), weight_.put(weight), bias_.put(bias), d_last_.put(d_last);
@@ -108,14 +109,14 @@ template <class T> void check(const Shape &s) {
     f.x = x_.data(), f.out = out_.data(), f.weight = weight_.data(), f.bias = s.bias ? bias_.data() : nullptr;
     f.state = s.state ? state_.data() : nullptr, f.cu_seqlens = cu_.data, f.slots = slots_.data, f.fresh = fresh_.data;
     f.x_stride = x_.stride, f.out_stride = out_.stride, f.slot_stride = state_.stride;
-    f.sequences = sequences, f.channels = E, f.d_conv = s.d_conv;
+    f.sequences = sequences, f.channels = E, f.d_conv = s.d_conv, f.block_tokens = s.long_blocks ? 64 : 16;
     ConvBackward b{};
     b.x = f.x, b.d_out = d_out_.data(), b.d_x = d_x_.data(), b.weight = f.weight, b.bias = f.bias;
     if (s.state) b.initial_state = initial_.data(), b.last_state_grad = d_last_.data(), b.initial_state_grad = d_initial_.data();
     b.partial = partial_.data(), b.d_weight = d_weight_.data(), b.d_bias = s.bias ? d_bias_.data() : nullptr;
     b.cu_seqlens = cu_.data, b.slots = slots_.data, b.fresh = fresh_.data;
     b.x_stride = x_.stride, b.d_out_stride = d_out_.stride, b.d_x_stride = d_x_.stride, b.slot_stride = state_.stride;
-    b.sequences = sequences, b.channels = E, b.d_conv = s.d_conv, b.partials = partials;
+    b.sequences = sequences, b.channels = E, b.d_conv = s.d_conv, b.block_tokens = s.long_blocks ? 1024 : 256, b.partials = partials;
 
     Values first[2][6];
     bool kept = true;
@@ -161,24 +162,26 @@ template <class T> void check_type(bool small) {
     const std::vector<int> few{5, 0, 1, 70, 2};
     check<T>({few, 72, 4, true, true, 8});
     check<T>({few, 13, 4, true, true, 3});
-    check<T>({few, 24, 3, false, true, 0});
+    check<T>({few, 24, 3, false, true, 0, true});
     check<T>({few, 9, 5, true, true, 1});
     if (small) return;
     const std::vector<int> many{300, 0, 1, 2, 3, 33, 64, 0, 513, 1300};
     for (int d_conv : {1, 2, 3, 4, 5, 8, 16})
         for (int E : {200, 13})
-            for (bool state : {false, true}) check<T>({many, E, d_conv, state != (E == 13), state, E == 13 ? 3 : 8});
+            for (bool state : {false, true})
+                for (bool long_blocks : {false, true}) check<T>({many, E, d_conv, state != (E == 13), state, E == 13 ? 3 : 8, long_blocks});
     check<T>({{0}, 64, 4, true, true, 0});
     check<T>({{1}, 64, 4, true, true, 0});
-    check<T>({{2048, 2048}, 2048, 4, true, true, 2048});
+    check<T>({{2048, 2048}, 2048, 4, true, true, 2048, true});
     check<T>({std::vector<int>(1100, 3), 64, 4, true, true, 0}); // the search for a block's sequence in three rounds
     std::vector<int> mixed;
     for (int i = 0; i < 77; i++) mixed.push_back(i * 37 % 90);
+    check<T>({mixed, 132, 4, true, true, 4, true});
     check<T>({mixed, 130, 4, true, true, 6});
 }
 
 template <class T> void time_shape(Timer &timer, Report &report, int batch, int length, int E) {
-    const int tokens = batch * length, d_conv = 4, partials = conv_blocks(tokens, batch, kConvBackwardTokens);
+    const int tokens = batch * length, d_conv = 4, partials = conv_blocks(tokens, batch, conv_backward_tokens(tokens));
     std::vector<int> cu, slots, fresh(batch);
     for (int i = 0; i <= batch; i++) cu.push_back(i * length);
     for (int i = 0; i < batch; i++) slots.push_back(i);
@@ -203,12 +206,12 @@ template <class T> void time_shape(Timer &timer, Report &report, int batch, int 
         ConvForward f{};
         f.x = s.x.data(), f.out = s.out.data(), f.weight = weight.data(), f.bias = bias.data(), f.state = s.state.data();
         f.cu_seqlens = cu_.data, f.slots = slots_.data, f.fresh = fresh_.data;
-        f.x_stride = s.x.stride, f.out_stride = E, f.slot_stride = s.state.stride, f.sequences = batch, f.channels = E, f.d_conv = d_conv;
+        f.x_stride = s.x.stride, f.out_stride = E, f.slot_stride = s.state.stride, f.sequences = batch, f.channels = E, f.d_conv = d_conv, f.block_tokens = conv_forward_tokens(tokens);
         forward.push_back(f);
         ConvBackward b{};
         b.x = s.x.data(), b.d_out = s.d_out.data(), b.d_x = s.d_x.data(), b.weight = weight.data(), b.bias = bias.data();
         b.partial = s.partial.data(), b.d_weight = d_weight.data(), b.d_bias = d_bias.data(), b.cu_seqlens = cu_.data;
-        b.x_stride = s.x.stride, b.d_out_stride = E, b.d_x_stride = s.d_x.stride, b.sequences = batch, b.channels = E, b.d_conv = d_conv, b.partials = partials;
+        b.x_stride = s.x.stride, b.d_out_stride = E, b.d_x_stride = s.d_x.stride, b.sequences = batch, b.channels = E, b.d_conv = d_conv, b.block_tokens = conv_backward_tokens(tokens), b.partials = partials;
         backward.push_back(b);
     }
     const std::string shape = std::to_string(batch) + "x" + std::to_string(length) + "x" + std::to_string(E) + " " + dtype_name<T>();

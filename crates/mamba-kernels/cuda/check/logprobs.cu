@@ -8,7 +8,7 @@ using namespace harness;
 extern "C" __global__ void token_logprobs(const __grid_constant__ TokenLogprobs);
 
 void launch(const TokenLogprobs &p, int count) {
-    token_logprobs<<<count, 1024>>>(p);
+    token_logprobs<<<count, 512>>>(p);
     CHECK(cudaGetLastError());
 }
 

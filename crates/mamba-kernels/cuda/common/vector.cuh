@@ -83,16 +83,27 @@ template <class T> __device__ __forceinline__ T *row(void *base, long long strid
     return static_cast<T *>(base) + token * stride;
 }
 
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// 2^x and 1 / x, 2 units in the last place; the exponential unit's own instructions.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 // 1 / (1 + e^-x). Where the result is kept as f32 the exponent's rounding error is made good (relative error 2e-7 for any
 // x); for 16-bit types it is far below their own.
 template <class T> __device__ __forceinline__ float sigmoid(float x) {
-    constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
     const float t = -kLog2e * x;
-    float e, r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(t));
+    float e = exp2_fast(t);
     if (sizeof(T) == 4 && t < 127.f) e = fmaf(e, fmaf(-kLog2e, x, -t) * kLn2, e);
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.f + e));
-    return r;
+    return reciprocal(1.f + e);
 }
 
 // Sums over the block in every thread, always in the same order; blockDim.x a multiple of 32. `scratch` holds

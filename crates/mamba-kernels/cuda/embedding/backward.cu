@@ -6,15 +6,7 @@
 
 namespace embedding {
 using namespace vec;
-constexpr int V = 4, kAhead = 8;
-
-template <bool kAligned> __device__ __forceinline__ void add_to(float *to, const float (&x)[V], int left) {
-    const auto old = load<kAligned, V>(to, left);
-    float sum[V];
-#pragma unroll
-    for (int i = 0; i < V; i++) sum[i] = old[i] + x[i];
-    store<kAligned>(to, sum, left);
-}
+constexpr int V = 4, kAhead = 4;
 
 // partial[2 * b]: the sum of block b's first row of the table, where an earlier block has begun it; partial[2 * b + 1]:
 // that of its last, where it begins here and goes on in the next block.
@@ -30,24 +22,31 @@ template <bool kAligned> __device__ void pieces(const EmbeddingBackward &p) {
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V, left = p.channels - c;
     if (left <= 0) return;
     float sum[V] = {};
-    bool joined = s_id[0] == s_id[1];
     for (int i = 0; i < length; i += kAhead) {
-        Vector<float, V> x[kAhead];
+        Vector<float, V> x[kAhead], old[kAhead]; // old: the table's row, where its sum is complete here
 #pragma unroll
-        for (int j = 0; j < kAhead; j++)
-            if (i + j < length) x[j] = load<kAligned, V>(p.d_out + s_token[i + j] * p.d_out_stride + c, left);
+        for (int j = 0; j < kAhead; j++) {
+            if (i + j >= length) break;
+            const int *id = s_id + i + j + 1;
+            x[j] = load<kAligned, V>(p.d_out + s_token[i + j] * p.d_out_stride + c, left);
+            if (id[0] != id[1] && id[0] != s_id[0]) old[j] = load<kAligned, V>(p.d_table + id[0] * p.d_table_stride + c, left);
+        }
 #pragma unroll
         for (int j = 0; j < kAhead; j++) {
             if (i + j >= length) break;
 #pragma unroll
             for (int k = 0; k < V; k++) sum[k] += x[j][k];
-            const int id = s_id[i + j + 1];
-            const bool goes_on = id == s_id[i + j + 2];
+            const int *id = s_id + i + j + 1;
+            const bool goes_on = id[0] == id[1];
             if (goes_on && i + j + 1 < length) continue;
-            if (joined) store<kAligned>(p.partial + (long long)2 * blockIdx.y * p.channels + c, sum, left);
-            else if (goes_on) store<kAligned>(p.partial + (long long)(2 * blockIdx.y + 1) * p.channels + c, sum, left);
-            else add_to<kAligned>(p.d_table + id * p.d_table_stride + c, sum, left);
-            joined = false;
+            float *to = p.partial + (long long)2 * blockIdx.y * p.channels + c; // begun by an earlier block
+            if (id[0] != s_id[0] && goes_on) to += p.channels;
+            if (id[0] != s_id[0] && !goes_on) {
+                to = p.d_table + id[0] * p.d_table_stride + c;
+#pragma unroll
+                for (int k = 0; k < V; k++) sum[k] += old[j][k];
+            }
+            store<kAligned>(to, sum, left);
 #pragma unroll
             for (int k = 0; k < V; k++) sum[k] = 0.f;
         }
@@ -67,16 +66,19 @@ template <bool kAligned> __device__ void join(const EmbeddingBackward &p) {
     }
     const int c = (blockIdx.x * blockDim.x + threadIdx.x) * V, left = p.channels - c;
     if (left <= 0) return;
+    float *to = p.d_table + mine * p.d_table_stride + c;
     float sum[V] = {};
-    auto add = [&](long long row) {
-        const auto x = load<kAligned, V>(p.partial + row * p.channels + c, left);
+    auto add = [&](const float *from) {
+        const auto x = load<kAligned, V>(from, left);
 #pragma unroll
         for (int k = 0; k < V; k++) sum[k] += x[k];
     };
-    add(2 * blockIdx.y + 1);
-#pragma unroll 4
-    for (int block = blockIdx.y + 1; block <= last; block++) add(2 * block);
-    add_to<kAligned>(p.d_table + mine * p.d_table_stride + c, sum, left);
+    const float *partial = p.partial + c;
+    add(partial + (2LL * blockIdx.y + 1) * p.channels);
+#pragma unroll 8
+    for (int block = blockIdx.y + 1; block <= last; block++) add(partial + 2LL * block * p.channels);
+    add(to);
+    store<kAligned>(to, sum, left);
 }
 
 __device__ __forceinline__ bool wide(const EmbeddingBackward &p) {

@@ -5,7 +5,7 @@
 
 namespace logprobs {
 using namespace vec;
-constexpr int kThreads = 1024, V = 4, kAhead = 4;
+constexpr int kThreads = 512, V = 4, kAhead = 4;
 
 // sum = Σ exp(logit - max) of the logits seen so far.
 struct Total {
@@ -69,4 +69,4 @@ __device__ __forceinline__ void choose(const TokenLogprobs &p) {
 
 } // namespace logprobs
 
-VECTOR_KERNEL(token_logprobs, TokenLogprobs, logprobs::kThreads, 1, logprobs::choose(p))
+VECTOR_KERNEL(token_logprobs, TokenLogprobs, logprobs::kThreads, 2, logprobs::choose(p))
