@@ -6,7 +6,10 @@ use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 use cudarc::cublas::{result as blas, sys as blas_sys};
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule, CUstream};
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstream, cuLaunchKernelEx,
+};
 use cudarc::driver::{CudaContext, CudaStream, result};
 
 use crate::batch::Spare;
@@ -64,18 +67,25 @@ impl Kernel {
 /// How often a kernel runs: blocks in x, y, z, threads of a block, bytes of dynamic shared memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grid {
-    pub blocks: [usize; 3],
-    pub threads: u32,
-    pub shared: u32,
+    blocks: [usize; 3],
+    threads: u32,
+    shared: u32,
+    behind: bool,
 }
 
 impl Grid {
     pub fn new(blocks: [usize; 3], threads: u32) -> Self {
-        Self { blocks, threads, shared: 0 }
+        Self { blocks, threads, shared: 0, behind: false }
     }
 
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared: bytes as u32, ..self }
+    }
+
+    /// The kernel may begin before the one in front of it has ended, which belongs to the same operation and says from
+    /// when on; it waits itself for what it needs (cuda/selective_scan/common.cuh, wait_for_previous).
+    pub fn behind(self, behind: bool) -> Self {
+        Self { behind, ..self }
     }
 }
 
@@ -369,20 +379,29 @@ impl Device {
         self.bind()?;
         let function = self.function(kernel, grid.shared)?;
         let mut argument = *params;
-        let pointer: *mut c_void = (&raw mut argument).cast();
+        let mut arguments: [*mut c_void; 1] = [(&raw mut argument).cast()];
+        let mut attribute = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = CUlaunchConfig {
+            gridDimX: x as u32,
+            gridDimY: y as u32,
+            gridDimZ: z as u32,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(grid.behind),
+        };
         // SAFETY: the kernel takes one struct, whose Rust form build.rs made from its header. What its pointers point
         // to was checked by the launcher.
-        unsafe {
-            result::launch_kernel(
-                function,
-                (x as u32, y as u32, z as u32),
-                (grid.threads, 1, 1),
-                grid.shared,
-                self.stream.cu_stream(),
-                &mut [pointer],
-            )
-        }
-        .map_err(|e| Error::driver(&kernel.name(), e))
+        unsafe { cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(|e| Error::driver(&kernel.name(), e))
     }
 
     fn function(&self, kernel: Kernel, shared: u32) -> Result<CUfunction> {

@@ -165,7 +165,7 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
         ),
         Path::Narrow => (
             ["selective_scan_forward_narrow_local", "selective_scan_forward_narrow"],
-            Grid::new([channels.div_ceil(NARROW), segments, 1], 256),
+            Grid::new([channels.div_ceil(NARROW), segments, 1], 128),
         ),
     };
     if cut.split {
@@ -175,7 +175,7 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
             device.launch(Kernel::plain("selective_scan_forward_carry"), grid, &params)?;
         }
     }
-    device.launch(Kernel::of(names[1], float), grid, &params)
+    device.launch(Kernel::of(names[1], float), grid.behind(cut.split && cut.carry_inside), &params)
 }
 
 /// All gradients.
@@ -291,11 +291,12 @@ pub fn backward(device: &Device, batch: &Batch, op: Backward) -> Result<()> {
                 device.launch(Kernel::plain("selective_scan_backward_carry"), grid, &params)?;
             }
         }
-        let grid = grid.shared(SCAN_BACKWARD_SHARED as usize);
+        let grid = grid.shared(SCAN_BACKWARD_SHARED as usize).behind(cut.split && cut.carry_inside);
         device.launch(Kernel::of("selective_scan_backward", float), grid, &params)?;
     }
     let reduce = (tokens * 2 * states).div_ceil(128) + (states + 2) * channels.div_ceil(128);
-    device.launch(Kernel::plain("selective_scan_reduce"), Grid::new([reduce, 1, 1], 128), &params)
+    let grid = Grid::new([reduce, 1, 1], 128).behind(true);
+    device.launch(Kernel::plain("selective_scan_reduce"), grid, &params)
 }
 
 fn check(states: usize, channels: usize) -> Result<()> {

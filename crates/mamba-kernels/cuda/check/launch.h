@@ -105,6 +105,18 @@ inline int generic_channels(int states) { // channels a warp
     return 32 / width;
 }
 
+// A kernel that begins before the one in front of it has ended (common.cuh, wait_for_previous). Only right behind a
+// kernel of the same operation. Launched plainly it gives the same result, some microseconds later.
+template <class P> void launch_behind(void (*kernel)(P), dim3 grid, int threads, int bytes, cudaStream_t stream, const P &p) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = bytes, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&config, kernel, p));
+}
+
 // p.segments and the workspace are set; segment_state is null unless some sequence is split.
 template <class T> void launch_forward(const ScanForward &p, ScanPath path, int sequences, cudaStream_t stream) {
     const int E = p.channels, shared = scan_forward_tile_shared(sizeof(T));
@@ -118,7 +130,9 @@ template <class T> void launch_forward(const ScanForward &p, ScanPath path, int 
             (narrow ? ScanKernels<T>::narrow_local : ScanKernels<T>::local)<<<grid, threads, bytes, stream>>>(p);
             if (!p.carry_inside) selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
-        (narrow ? ScanKernels<T>::narrow : ScanKernels<T>::tile)<<<grid, threads, bytes, stream>>>(p);
+        const ForwardKernel main = narrow ? ScanKernels<T>::narrow : ScanKernels<T>::tile;
+        if (p.segment_state && p.carry_inside) launch_behind(main, grid, threads, bytes, stream, p);
+        else main<<<grid, threads, bytes, stream>>>(p);
     }
     CHECK(cudaGetLastError());
 }
@@ -133,9 +147,10 @@ template <class T> void launch_backward(const ScanBackward &p, ScanPath path, in
             ScanKernels<T>::backward_local<<<grid, 128, 0, stream>>>(p);
             if (!p.carry_inside) selective_scan_backward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
-        ScanKernels<T>::backward<<<grid, 128, kScanBackwardShared, stream>>>(p);
+        if (p.segment_state && p.carry_inside) launch_behind(ScanKernels<T>::backward, grid, 128, kScanBackwardShared, stream, p);
+        else ScanKernels<T>::backward<<<grid, 128, kScanBackwardShared, stream>>>(p);
     }
-    selective_scan_reduce<<<(unsigned)((p.tokens * 2 * p.states + 127) / 128 + (p.states + 2) * ceil_div(E, 128)), 128, 0, stream>>>(p);
+    launch_behind(selective_scan_reduce, dim3((unsigned)((p.tokens * 2 * p.states + 127) / 128 + (p.states + 2) * ceil_div(E, 128))), 128, 0, stream, p);
     CHECK(cudaGetLastError());
 }
 template <class T> void allow_shared_memory() {

@@ -67,6 +67,10 @@ template <bool kAligned, int V, class T> __device__ __forceinline__ void store(T
     store<kAligned>(to, packed, count);
 }
 
+// The same where all exist and are aligned.
+template <int V, class T> __device__ __forceinline__ Vector<T, V> load_vector(const T *from) { return load<true, V>(from, V); }
+template <int V, class T> __device__ __forceinline__ void store_vector(T *to, const float (&x)[V]) { store<true>(to, x, V); }
+
 // Whether rows of this pointer and stride (elements) can be read as Vector<T, V>.
 template <int V, class T> __device__ __forceinline__ bool aligned(const T *base, long long stride) {
     return reinterpret_cast<uintptr_t>(base) % alignof(Vector<T, V>) == 0 && stride * sizeof(T) % alignof(Vector<T, V>) == 0;
@@ -79,15 +83,27 @@ template <class T> __device__ __forceinline__ T *row(void *base, long long strid
     return static_cast<T *>(base) + token * stride;
 }
 
-// 1 / (1 + e^-x), relative error 2e-7.
-__device__ __forceinline__ float sigmoid(float x) {
-    constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLog2e = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// 2^x and 1 / x, 2 units in the last place; the exponential unit's own instructions.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// 1 / (1 + e^-x). Where the result is kept as f32 the exponent's rounding error is made good (relative error 2e-7 for any
+// x); for 16-bit types it is far below their own.
+template <class T> __device__ __forceinline__ float sigmoid(float x) {
     const float t = -kLog2e * x;
-    float e, r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(t));
-    if (t < 127.f) e = fmaf(e, fmaf(-kLog2e, x, -t) * kLn2, e); // the product's rounding error
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.f + e));
-    return r;
+    float e = exp2_fast(t);
+    if (sizeof(T) == 4 && t < 127.f) e = fmaf(e, fmaf(-kLog2e, x, -t) * kLn2, e);
+    return reciprocal(1.f + e);
 }
 
 // Sums over the block in every thread, always in the same order; blockDim.x a multiple of 32. `scratch` holds
@@ -119,6 +135,20 @@ __device__ __forceinline__ int sequence_of_block(const int *begin, int count, in
         if (step == 1) return low;
         count = min(count, low + step);
     }
+}
+
+// The sum of column `column` over `rows` rows of partial sums `stride` apart, in one order, by a block of 32 columns x 8
+// warps; right in warp 0.
+__device__ __forceinline__ float column_sum(const float *partial, int rows, long long stride, long long column, bool exists) {
+    __shared__ float s_sum[8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float sum = 0.f;
+#pragma unroll 8
+    for (int r = warp; r < rows; r += 8) sum += exists ? partial[r * stride + column] : 0.f;
+    s_sum[warp][lane] = sum;
+    __syncthreads();
+    for (int w = 1; w < 8 && warp == 0; w++) sum += s_sum[w][lane];
+    return sum;
 }
 
 } // namespace vec

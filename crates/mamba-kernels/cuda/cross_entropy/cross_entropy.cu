@@ -7,16 +7,20 @@
 namespace cross_entropy {
 using namespace scan;
 
-constexpr int kThreads = kCrossEntropyThreads, kWarps = kThreads / 32;
+template <class T> constexpr int kThreads = cross_entropy_threads(sizeof(T));
 
 // Of the elements so far, the largest and the sum of e^(x - largest). Begins at a number that no other is below, so
 // that differences are no NaN.
 struct Sum {
     float largest = -3.402823466e38f, sum = 0.f;
 };
+// e^x for x <= 0, -infinity included; NaN stays NaN.
+template <class T> __device__ __forceinline__ float power(float x) {
+    return exponential<T>(kExact<T> && x < -200.f ? -200.f : x); // its correction would make NaN of infinity
+}
 template <class T> __device__ __forceinline__ Sum join(Sum a, Sum b) {
     const float m = fmaxf(a.largest, b.largest);
-    return {m, fmaf(a.sum, exponential<T>(a.largest - m), b.sum * exponential<T>(b.largest - m))};
+    return {m, fmaf(a.sum, power<T>(a.largest - m), b.sum * power<T>(b.largest - m))};
 }
 
 // 16 bytes of T as floats, and back.
@@ -47,22 +51,23 @@ template <class T, class F, class One> __device__ __forceinline__ void each(cons
     constexpr int kAhead = 4;
     const int vectors = reinterpret_cast<unsigned long long>(row) % 16 == 0 ? vocab / kCount<T> : 0;
     const uint4 *from = reinterpret_cast<const uint4 *>(row);
-    for (int first = threadIdx.x; first < vectors; first += kThreads * kAhead) {
+    for (int first = threadIdx.x; first < vectors; first += kThreads<T> * kAhead) {
         uint4 raw[kAhead];
 #pragma unroll
-        for (int k = 0; k < kAhead; k++) raw[k] = load_if<uint4>(from + first + k * kThreads, first + k * kThreads < vectors);
+        for (int k = 0; k < kAhead; k++) raw[k] = load_if<uint4>(from + first + k * kThreads<T>, first + k * kThreads<T> < vectors);
 #pragma unroll
         for (int k = 0; k < kAhead; k++) {
-            if (first + k * kThreads >= vectors) break;
+            if (first + k * kThreads<T> >= vectors) break;
             float x[kCount<T>];
             unpack<T>(raw[k], x);
-            f((first + k * kThreads) * kCount<T>, x);
+            f((first + k * kThreads<T>) * kCount<T>, x);
         }
     }
-    for (int i = vectors * kCount<T> + threadIdx.x; i < vocab; i += kThreads) one(i, to_float(row[i]));
+    for (int i = vectors * kCount<T> + threadIdx.x; i < vocab; i += kThreads<T>) one(i, to_float(row[i]));
 }
 
 template <class T> __device__ void loss(const CrossEntropy &p) {
+    constexpr int kWarps = kThreads<T> / 32;
     __shared__ Sum s_sums[kWarps];
     __shared__ float s_target;
     T *const row = static_cast<T *>(p.logits) + blockIdx.x * p.stride;
@@ -70,7 +75,7 @@ template <class T> __device__ void loss(const CrossEntropy &p) {
     if (target < 0) {
         if (threadIdx.x == 0) p.loss[blockIdx.x] = 0.f;
         if (p.gradient)
-            for (int i = threadIdx.x; i < p.vocab; i += kThreads) row[i] = from_float<T>(0.f);
+            for (int i = threadIdx.x; i < p.vocab; i += kThreads<T>) row[i] = from_float<T>(0.f);
         return;
     }
     if (threadIdx.x == 0) s_target = target < p.vocab ? to_float(row[target]) : __int_as_float(0x7fc00000);
@@ -83,11 +88,11 @@ template <class T> __device__ void loss(const CrossEntropy &p) {
 #pragma unroll
             for (int i = 1; i < kCount<T>; i++) largest = fmaxf(largest, x[i]);
             if (largest > sum.largest) {
-                sum.sum *= exponential<T>(sum.largest - largest);
+                sum.sum *= power<T>(sum.largest - largest);
                 sum.largest = largest;
             }
 #pragma unroll
-            for (int i = 0; i < kCount<T>; i++) of_these += exponential<T>(x[i] - sum.largest);
+            for (int i = 0; i < kCount<T>; i++) of_these += power<T>(x[i] - sum.largest);
             sum.sum += of_these;
         },
         [&](int, float x) { sum = join<T>(sum, Sum{x, 1.f}); });
@@ -104,13 +109,13 @@ template <class T> __device__ void loss(const CrossEntropy &p) {
     if (!p.gradient) return;
 
     const float of_one = p.scale / sum.sum;
-    auto gradient = [&](int i, float x) { return fmaf(exponential<T>(x - sum.largest), of_one, i == target ? -p.scale : 0.f); };
+    auto gradient = [&](int i, float x) { return fmaf(power<T>(x - sum.largest), of_one, i == target ? -p.scale : 0.f); };
     each(
         row, p.vocab,
         [&](int at, float(&x)[kCount<T>]) {
 #pragma unroll
             for (int i = 0; i < kCount<T>; i++) x[i] = gradient(at + i, x[i]);
-            *reinterpret_cast<uint4 *>(row + at) = pack<T>(x);
+            __stcs(reinterpret_cast<uint4 *>(row + at), pack<T>(x)); // not read again here: the first to leave the L2
         },
         [&](int i, float x) { row[i] = from_float<T>(gradient(i, x)); });
 }
@@ -118,7 +123,7 @@ template <class T> __device__ void loss(const CrossEntropy &p) {
 } // namespace cross_entropy
 
 #define CROSS_ENTROPY_KERNEL(T, name)                                                                          \
-    SCAN_KERNEL(cross_entropy_loss_##name, CrossEntropy, kCrossEntropyThreads, 2, cross_entropy::loss<T>(p))
+    SCAN_KERNEL(cross_entropy_loss_##name, CrossEntropy, cross_entropy::kThreads<T>, 1024 / cross_entropy::kThreads<T>, cross_entropy::loss<T>(p))
 CROSS_ENTROPY_KERNEL(__nv_bfloat16, bf16)
 CROSS_ENTROPY_KERNEL(__half, f16)
 CROSS_ENTROPY_KERNEL(float, f32)

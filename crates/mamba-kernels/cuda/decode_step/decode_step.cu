@@ -64,66 +64,132 @@ template <class T, bool kAligned> __device__ void conv(const ConvStep &p) {
     store4<T, kAligned>(row<T>(p.out, p.out_stride, i) + c, map(sum, [](float x) { return x * sigmoid(x); }), count);
 }
 
-// Four warps share 128 channels: warp w has a quarter of the states, and warp 0 adds the four sums in order.
-// kStates: 16, or 0 for any number.
-template <class T, bool kAligned, int kStates> __device__ void step(const ScanStep &p) {
-    __shared__ float4 s_sum[2][3][32];
-    constexpr int kKept = kStates ? kStates / 4 : 1;
-    const int E = p.channels, N = kStates ? kStates : p.states, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+// The scan: four warps share 128 channels, four a lane; each warp has a quarter of the states. Warp 0 adds the four
+// sums in order and finishes the output.
+template <class T> __device__ __forceinline__ float4 step_size(const ScanStep &p, float4 delta, float4 bias) {
+    const float4 sum = delta + bias;
+    return p.softplus ? map(sum, [](float x) { return softplus<T>(x); }) : sum;
+}
+__device__ __forceinline__ float4 advance(float4 h, float4 a, float4 step, float4 input, float b) {
+    return fma(map(step * a, [](float x) { return exp2_fast(x); }), h, input * b);
+}
+template <class T, bool kAligned>
+__device__ __forceinline__ void finish(const ScanStep &p, int i, int c, const float4 (&sums)[4][32], float4 u, float4 skip) {
+    const int lane = threadIdx.x, count = p.channels - c;
+    float4 sum = sums[0][lane];
+    for (int w = 1; w < 4; w++) sum = sum + sums[w][lane];
+    sum = fma(skip, u, sum);
+    if (p.z) {
+        const float4 z = load4<T, kAligned>(row<T>(p.z, p.z_stride, i) + c, count);
+        sum = sum * z * map(z, [](float x) { return sigmoid(x); });
+    }
+    store4<T, kAligned>(row<T>(p.y, p.y_stride, i) + c, sum, count);
+}
+
+// Zeros where !valid. Without a branch, behind which the warp would wait for memory.
+__device__ __forceinline__ float4 load_state_if(const float *from, bool valid) {
+    float4 x;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;"
+                 " @p ld.global.v4.f32 {%0, %1, %2, %3}, [%4]; }"
+                 : "=&f"(x.x), "=&f"(x.y), "=&f"(x.z), "=&f"(x.w)
+                 : "l"(from), "r"((int)valid));
+    return x;
+}
+
+// 16 states, aligned rows. While a sequence is computed, the next one's state is on its way, and the slot of the one
+// after that: memory is never idle.
+template <class T> __device__ void step_16(const ScanStep &p) {
+    __shared__ float4 s_sums[2][4][32];
+    constexpr int kMine = 4;
+    const int E = p.channels, S = p.sequences, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int c = blockIdx.x * kScanStepChannels + lane * 4, from = min(c, E - 4);
+    const bool alive = c < E; // else it computes what another does, and writes nothing
+    const long long first_state = (long long)warp * kMine * E + from;
+    auto parameters = [&](const float *of) { return of ? *reinterpret_cast<const float4 *>(of + from) : float4{}; };
+
+    struct Place {
+        float *state;
+        bool valid; // whether there is something to read
+    };
+    auto place = [&](int i) {
+        const int last = min(i, S - 1);
+        return Place{p.state + p.slots[last] * p.slot_stride + first_state, i < S && p.fresh[last] == 0};
+    };
+    struct Inputs {
+        float4 h[kMine];
+        Four<T> u, delta;
+        T b[kMine], c[kMine];
+    };
+    auto fetch = [&](int i, Place at) {
+        Inputs x;
+#pragma unroll
+        for (int k = 0; k < kMine; k++) x.h[k] = load_state_if(at.state + (long long)k * E, at.valid);
+        i = min(i, S - 1);
+        x.u = *reinterpret_cast<const Four<T> *>(row<T>(p.u, p.u_stride, i) + from);
+        x.delta = *reinterpret_cast<const Four<T> *>(row<T>(p.delta, p.delta_stride, i) + from);
+#pragma unroll
+        for (int k = 0; k < kMine; k++) {
+            x.b[k] = row<T>(p.b, p.b_stride, i)[warp * kMine + k];
+            x.c[k] = row<T>(p.c, p.c_stride, i)[warp * kMine + k];
+        }
+        return x;
+    };
+    Place at = place(blockIdx.y), at_next = place(blockIdx.y + gridDim.y);
+    Inputs x = fetch(blockIdx.y, at);
+    const float4 bias = parameters(p.delta_bias), skip = parameters(p.d);
+    float4 a[kMine]; // one load for all sequences of the block
+#pragma unroll
+    for (int k = 0; k < kMine; k++) a[k] = *reinterpret_cast<const float4 *>(p.a + first_state + (long long)k * E) * kLog2e;
+
+    int buffer = 0;
+    for (int i = blockIdx.y; i < S; i += gridDim.y, buffer ^= 1) {
+        const Inputs next = fetch(i + gridDim.y, at_next);
+        const Place at_after = place(i + 2 * gridDim.y);
+        const float4 u = widen<T>(x.u), step = step_size<T>(p, widen<T>(x.delta), bias), input = step * u;
+        float4 sum{};
+#pragma unroll
+        for (int k = 0; k < kMine; k++) {
+            const float4 h = advance(x.h[k], a[k], step, input, to_float(x.b[k]));
+            sum = fma(h, float4{1.f, 1.f, 1.f, 1.f} * to_float(x.c[k]), sum);
+            if (alive) __stcs(reinterpret_cast<float4 *>(at.state + (long long)k * E), h); // not read before all layers have run
+        }
+        s_sums[buffer][warp][lane] = sum;
+        __syncthreads(); // two buffers: the next round's sums do not overwrite what warp 0 still reads
+        if (warp == 0 && alive) finish<T, true>(p, i, c, s_sums[buffer], u, skip);
+        x = next, at = at_next, at_next = at_after;
+    }
+}
+
+// Any number of states, any alignment.
+template <class T, bool kAligned> __device__ void step_any(const ScanStep &p) {
+    __shared__ float4 s_sums[2][4][32];
+    const int E = p.channels, N = p.states, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int c = blockIdx.x * kScanStepChannels + lane * 4, count = E - c;
     const bool alive = count > 0;
     const int quarter = (N + 3) / 4, begin = min(warp * quarter, N), end = min(begin + quarter, N);
     auto parameters = [&](const float *from, long long offset) {
         return alive && from ? load4<float, kAligned>(from + offset + c, count) : float4{};
     };
-    auto scaled = [&](int n) { return parameters(p.a, (long long)n * E) * kLog2e; };
     const float4 bias = parameters(p.delta_bias, 0), skip = parameters(p.d, 0);
-    float4 a[kKept]; // one load for all sequences of the block
-    if constexpr (kStates != 0) {
-#pragma unroll
-        for (int k = 0; k < kKept; k++) a[k] = scaled(begin + k);
-    }
     int buffer = 0;
     for (int i = blockIdx.y; i < p.sequences; i += gridDim.y, buffer ^= 1) {
         float *state = p.state + p.slots[i] * p.slot_stride + c;
-        const bool read = alive && p.fresh[i] == 0;
-        const T *b = row<T>(p.b, p.b_stride, i), *cc = row<T>(p.c, p.c_stride, i);
-        float4 h[kKept];
-        if constexpr (kStates != 0) { // all loads before the first use
-#pragma unroll
-            for (int k = 0; k < kKept; k++) h[k] = read ? load4<float, kAligned>(state + (long long)(begin + k) * E, count) : float4{};
-        }
+        const bool fresh = p.fresh[i] != 0;
         float4 u{}, delta{}, sum{};
         if (alive) {
             u = load4<T, kAligned>(row<T>(p.u, p.u_stride, i) + c, count);
             delta = load4<T, kAligned>(row<T>(p.delta, p.delta_stride, i) + c, count);
         }
-        float4 length = delta + bias;
-        if (p.softplus) length = map(length, [](float x) { return softplus<T>(x); });
-        const float4 input = length * u;
-        auto advance = [&](int n, float4 a, float4 h) {
-            h = fma(map(length * a, [](float x) { return exp2_fast(x); }), h, input * to_float(b[n]));
-            sum = fma(h, make_float4(1.f, 1.f, 1.f, 1.f) * to_float(cc[n]), sum);
+        const float4 step = step_size<T>(p, delta, bias), input = step * u;
+        for (int n = begin; n < end; n++) {
+            float4 h = alive && !fresh ? load4<float, kAligned>(state + (long long)n * E, count) : float4{};
+            h = advance(h, parameters(p.a, (long long)n * E) * kLog2e, step, input, to_float(row<T>(p.b, p.b_stride, i)[n]));
+            sum = fma(h, float4{1.f, 1.f, 1.f, 1.f} * to_float(row<T>(p.c, p.c_stride, i)[n]), sum);
             if (alive) store4<float, kAligned>(state + (long long)n * E, h, count);
-        };
-        if constexpr (kStates != 0) {
-#pragma unroll
-            for (int k = 0; k < kKept; k++) advance(begin + k, a[k], h[k]);
-        } else {
-            for (int n = begin; n < end; n++)
-                advance(n, scaled(n), read ? load4<float, kAligned>(state + (long long)n * E, count) : float4{});
         }
-        if (warp > 0) s_sum[buffer][warp - 1][lane] = sum;
-        __syncthreads(); // two buffers: the next round's sums do not overwrite what warp 0 still reads
-        if (warp == 0 && alive) {
-            for (int w = 0; w < 3; w++) sum = sum + s_sum[buffer][w][lane];
-            sum = fma(skip, u, sum);
-            if (p.z) {
-                const float4 z = load4<T, kAligned>(row<T>(p.z, p.z_stride, i) + c, count);
-                sum = sum * z * map(z, [](float x) { return sigmoid(x); });
-            }
-            store4<T, kAligned>(row<T>(p.y, p.y_stride, i) + c, sum, count);
-        }
+        s_sums[buffer][warp][lane] = sum;
+        __syncthreads(); // as above
+        if (warp == 0 && alive) finish<T, kAligned>(p, i, c, s_sums[buffer], u, skip);
     }
 }
 
@@ -136,9 +202,9 @@ template <class T> __device__ __forceinline__ void scan_step(const ScanStep &p) 
     const bool aligned = p.channels % 4 == 0 && fours<T>(p.u, p.u_stride) && fours<T>(p.delta, p.delta_stride) &&
                          fours<T>(p.z, p.z_stride) && fours<T>(p.y, p.y_stride) && fours<float>(p.a, 0) &&
                          fours<float>(p.d, 0) && fours<float>(p.delta_bias, 0) && fours<float>(p.state, p.slot_stride);
-    if (aligned && p.states == 16) step<T, true, 16>(p);
-    else if (aligned) step<T, true, 0>(p);
-    else step<T, false, 0>(p);
+    if (aligned && p.states == 16) step_16<T>(p);
+    else if (aligned) step_any<T, true>(p);
+    else step_any<T, false>(p);
 }
 
 } // namespace decode

@@ -18,12 +18,13 @@
 constexpr int kConvStepChannels = 512; // of one block
 constexpr int kScanStepChannels = 128;
 
-// Blocks in y for a device with so many multiprocessors: sequences share a block (and its loads of A) once there are
-// enough blocks without that.
+// Blocks in y for a device with so many multiprocessors: two rounds of what runs at once (4 blocks on each), every
+// block with as many sequences.
 constexpr int scan_step_rows(int sequences, int channels, int multiprocessors) {
     const int columns = (channels + kScanStepChannels - 1) / kScanStepChannels;
-    const int rows = (4 * multiprocessors + columns - 1) / columns;
-    return sequences < rows ? sequences : rows;
+    const int rows = 8 * multiprocessors > columns ? 8 * multiprocessors / columns : 1;
+    const int of_each = (sequences + rows - 1) / rows;
+    return (sequences + of_each - 1) / of_each;
 }
 
 // The causal convolution's step: out = SiLU(bias + sum over k of weight[k] * window[k]), the window being the slot's

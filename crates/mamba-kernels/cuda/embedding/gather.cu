@@ -7,7 +7,7 @@ namespace gather {
 using namespace vec;
 
 template <class T, class Out, bool kAligned> __device__ void rows(const Gather &p) {
-    constexpr int V = kWide<T>;
+    constexpr int V = kWide<Out>;
     const int c = (blockIdx.x * kGatherThreads + threadIdx.x) * V, left = p.channels - c, first = blockIdx.y * kGatherRows;
     if (left <= 0) return;
     Vector<T, V> x[kGatherRows];
@@ -30,7 +30,7 @@ template <class T, class Out, bool kAligned> __device__ void rows(const Gather &
 }
 
 template <class T, class Out> __device__ __forceinline__ void run(const Gather &p) {
-    constexpr int V = kWide<T>;
+    constexpr int V = kWide<Out>;
     const bool wide = p.channels % V == 0 && aligned<V>((const T *)p.table, p.table_stride) && aligned<V>((const Out *)p.out, p.out_stride);
     wide ? rows<T, Out, true>(p) : rows<T, Out, false>(p);
 }
@@ -39,5 +39,5 @@ template <class T> __device__ __forceinline__ void same(const Gather &p) { run<T
 
 } // namespace gather
 
-VECTOR_KERNELS(embedding, Gather, kGatherThreads, 8, gather::to_f32)
-VECTOR_KERNELS(gather, Gather, kGatherThreads, 8, gather::same)
+VECTOR_KERNELS(embedding, Gather, kGatherThreads, 12, gather::to_f32)
+VECTOR_KERNELS(gather, Gather, kGatherThreads, 12, gather::same)

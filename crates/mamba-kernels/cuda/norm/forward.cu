@@ -1,80 +1,88 @@
-// Residual add and normalization: a block a row, which up to 8192 channels stays in registers between the sums and the
-// output. Bound by memory. params.h has the launch.
-#include "../common/vector.cuh"
-#include "params.h"
+// Residual add and normalization: a block takes every gridDim.x-th row, the next row's loads under way while it sums over
+// the current one. Bound by memory. params.h has the launch.
+#include "common.cuh"
 
 namespace addnorm {
-using namespace vec;
-constexpr int V = kNormChannels;
 
-template <class T, bool kAligned> __device__ void forward_row(const NormForward &p) {
+// What a thread reads of a row.
+template <class T> struct ForwardInput {
+    Vector<float, V> residual[kParts];
+    Vector<T, V> delta[kParts];
+};
+
+template <class T, bool kFast> __device__ void forward_rows(const NormForward &p) {
     __shared__ float s_sum[2][32];
-    const int E = p.channels, step = blockDim.x * V, first = threadIdx.x * V;
-    const T *delta = row<T>(p.delta, p.delta_stride, blockIdx.x);
-    const float *residual = p.residual + blockIdx.x * p.residual_stride;
-    float *kept = p.residual_out + blockIdx.x * p.residual_out_stride;
-    T *out = row<T>(p.out, p.out_stride, blockIdx.x);
-
-    auto fetch = [&](int c, float (&x)[V]) {
-        const auto r = load<kAligned, V>(residual + c, E - c);
-        const auto d = p.delta ? load<kAligned, V>(delta + c, E - c) : Vector<T, V>{};
-#pragma unroll
-        for (int i = 0; i < V; i++) x[i] = r[i] + d[i];
-    };
-    // A thread's first channels stay in `x`; the others, where a row has more than the block takes at once, are fetched
-    // for every pass.
-    float x[V] = {};
-    if (first < E) {
-        fetch(first, x);
-        if (p.residual_out) store<kAligned>(kept + first, x, E - first);
-    }
-    auto each = [&](auto f) {
-        if (first < E) f(first, x);
-        for (int c = first + step; c < E; c += step) {
-            float y[V];
-            fetch(c, y);
-            f(c, y);
-        }
-    };
-    auto exists = [&](int c, int i) { return kAligned || c + i < E; };
-
-    float mean[1] = {0.f};
-    if (p.layer) {
-        each([&](int, const float (&x)[V]) {
-#pragma unroll
-            for (int i = 0; i < V; i++) mean[0] += x[i]; // zero beyond the row
+    const int E = p.channels, tile = blockDim.x * kNormChannels;
+    auto fetch = [&](int t, int base) {
+        ForwardInput<T> in{};
+        parts(base, E, [&](int k, int c) {
+            in.residual[k] = load<kFast, V>(p.residual + t * p.residual_stride + c, E - c);
+            if (p.delta) in.delta[k] = load<kFast, V>(row<T>(p.delta, p.delta_stride, t) + c, E - c);
         });
-        block_sum(mean, s_sum[0]);
-        mean[0] /= (float)E;
-    }
-    float square[1] = {0.f};
-    each([&](int c, const float (&x)[V]) {
+        return in;
+    };
+    const Parameters weight = parameters<kFast>(p.weight, 0, E);
+    ForwardInput<T> next = fetch(blockIdx.x, 0); // gridDim.x <= T
+    int buffer = 0;
+    for (int t = blockIdx.x; t < p.tokens; t += gridDim.x) {
+        const ForwardInput<T> in = next;
+        if (t + gridDim.x < p.tokens) next = fetch(t + gridDim.x, 0);
+        float x[kParts][V]; // the row's first tile; what a block does not take at once is read again for every pass
+        auto add = [&](const ForwardInput<T> &in, float (&x)[kParts][V]) {
 #pragma unroll
-        for (int i = 0; i < V; i++) {
-            const float centred = x[i] - mean[0];
-            if (exists(c, i)) square[0] = fmaf(centred, centred, square[0]);
+            for (int k = 0; k < kParts; k++)
+#pragma unroll
+                for (int i = 0; i < V; i++) x[k][i] = in.residual[k][i] + in.delta[k][i];
+        };
+        add(in, x);
+        auto each = [&](auto f) {
+            parts(0, E, [&](int k, int c) { f(c, x[k], weight.of[k]); });
+            for (int base = tile; base < E && !kFast; base += tile) {
+                float y[kParts][V];
+                add(fetch(t, base), y);
+                const Parameters w = parameters<kFast>(p.weight, base, E);
+                parts(base, E, [&](int k, int c) { f(c, y[k], w.of[k]); });
+            }
+        };
+        float mean[1] = {0.f}, square[1] = {0.f};
+        if (p.layer) {
+            each([&](int, const float (&x)[V], const Vector<float, V> &) {
+#pragma unroll
+                for (int i = 0; i < V; i++) mean[0] += x[i]; // zero beyond the row
+            });
+            block_sum(mean, s_sum[buffer]);
+            buffer ^= 1; // the scratch just read is written again only after another barrier
+            mean[0] /= (float)E;
         }
-    });
-    block_sum(square, s_sum[1]);
-    const float scale = 1.f / sqrtf(square[0] / (float)E + p.eps);
-    each([&](int c, const float (&x)[V]) {
-        const auto w = load<kAligned, V>(p.weight + c, E - c);
-        const auto b = p.bias ? load<kAligned, V>(p.bias + c, E - c) : Vector<float, V>{};
-        float y[V];
+        each([&](int c, const float (&x)[V], const Vector<float, V> &) {
 #pragma unroll
-        for (int i = 0; i < V; i++) y[i] = fmaf((x[i] - mean[0]) * scale, w[i], b[i]);
-        store<kAligned>(out + c, y, E - c);
-        if (p.residual_out && c != first) store<kAligned>(kept + c, x, E - c); // only now: it may be where fetch reads
-    });
+            for (int i = 0; i < V; i++) {
+                const float centred = kFast || c + i < E ? x[i] - mean[0] : 0.f;
+                square[0] = fmaf(centred, centred, square[0]);
+            }
+        });
+        block_sum(square, s_sum[buffer]);
+        buffer ^= 1;
+        const float scale = 1.f / sqrtf(square[0] / (float)E + p.eps);
+        each([&](int c, const float (&x)[V], const Vector<float, V> &w) {
+            const auto b = p.bias ? load<kFast, V>(p.bias + c, E - c) : Vector<float, V>{};
+            float y[V];
+#pragma unroll
+            for (int i = 0; i < V; i++) y[i] = fmaf((x[i] - mean[0]) * scale, w[i], b[i]);
+            store<kFast>(row<T>(p.out, p.out_stride, t) + c, y, E - c);
+            // Not sooner: a row of several tiles is still read, perhaps from there.
+            if (p.residual_out) store<kFast>(p.residual_out + t * p.residual_out_stride + c, x, E - c);
+        });
+    }
 }
 
 template <class T> __device__ __forceinline__ void forward(const NormForward &p) {
-    const bool wide = p.channels % V == 0 && aligned<V>((const T *)p.delta, p.delta_stride) && aligned<V>(p.residual, p.residual_stride) &&
+    const bool fast = p.channels % V == 0 && p.channels <= blockDim.x * kNormChannels && aligned<V>((const T *)p.delta, p.delta_stride) && aligned<V>(p.residual, p.residual_stride) &&
                       aligned<V>(p.residual_out, p.residual_out_stride) && aligned<V>((const T *)p.out, p.out_stride) &&
                       aligned<V>(p.weight, 0) && aligned<V>(p.bias, 0);
-    wide ? forward_row<T, true>(p) : forward_row<T, false>(p);
+    fast ? forward_rows<T, true>(p) : forward_rows<T, false>(p);
 }
 
 } // namespace addnorm
 
-VECTOR_KERNELS(add_norm_forward, NormForward, 1024, 1, addnorm::forward)
+VECTOR_KERNELS(add_norm_forward, NormForward, 512, 2, addnorm::forward)

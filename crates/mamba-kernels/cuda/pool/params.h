@@ -10,7 +10,7 @@
 // with `size` the dtype's bytes. Nothing to launch for no sequences.
 #pragma once
 
-constexpr int kPoolLanes = 16; // threads side by side; 16 groups of them take every 16th token
+constexpr int kPoolLanes = 8; // threads side by side; 32 groups of them take every 32nd token
 constexpr int pool_channels(int size) { return kPoolLanes * 16 / size; }
 
 // kind 1: row = (fresh ? 0 : row) + sum over the sequence's tokens; kind 2: row = the last token's; kind 0, or an empty

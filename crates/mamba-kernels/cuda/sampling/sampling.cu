@@ -7,8 +7,8 @@
 // give the same token, whatever else the batch holds.
 //
 // Nothing is sorted. What top_k and top_p keep is found by a radix select over the logits' bits: up to three times
-// the row is read and counted (or weighed) by 11 bits of what could still be the border. Only logits that can be
-// among the kept ones are counted at all: see `count_from` and `floor`.
+// the row is read, and what could still be the border is counted (or weighed) in 2048 bins. Only logits that can be
+// kept are counted at all: see `count_from` and `floor`.
 #include "params.h"
 #include <cstdint>
 
@@ -23,7 +23,7 @@ static_assert(kWarps == 32, "a warp holds one value of each warp");
 
 __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
 // NaN counts as -infinity, +infinity as the largest number.
-__device__ __forceinline__ float clean(float x) { return isnan(x) ? minus_infinity() : fminf(x, kHighest); }
+__device__ __forceinline__ float clean(float x) { return fminf(fmaxf(x, minus_infinity()), kHighest); }
 // Bits that compare as f32's total order does.
 __device__ __forceinline__ uint32_t key_of(float x) {
     const uint32_t bits = __float_as_uint(x);
@@ -49,6 +49,13 @@ __device__ __forceinline__ float exponential(float x) {
     return x < -87.f ? 0.f : __fmul_rn(e, power_of_two);
 }
 
+// The exponential unit's: a few units in the last place near zero. For the logarithm of a sum.
+__device__ __forceinline__ float exp_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+    return y;
+}
+
 // Philox4x32-10 as in philox.rs: the draw in [0, 1) of a seed and a position.
 __device__ double uniform(unsigned long long seed, unsigned long long position) {
     uint32_t c[4] = {(uint32_t)position, (uint32_t)(position >> 32), 0, 0}, k[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
@@ -69,6 +76,13 @@ template <class X> __device__ __forceinline__ X warp_sum(X x) {
     for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
     return x;
 }
+// To a sum that lies in two words: shared memory adds 32 bits by itself, 64 only in a loop of its own.
+__device__ __forceinline__ void add(uint2 *to, unsigned long long amount) {
+    const uint32_t low = (uint32_t)amount, before = atomicAdd(&to->x, low);
+    const uint32_t high = (uint32_t)(amount >> 32) + (before + low < before);
+    if (high) atomicAdd(&to->y, high);
+}
+__device__ __forceinline__ unsigned long long value(uint2 sum) { return (unsigned long long)sum.y << 32 | sum.x; }
 // Inclusive sum over the lanes up to this one.
 template <class X> __device__ __forceinline__ X warp_scan(X x, int lane) {
     for (int d = 1; d < 32; d *= 2) {
@@ -82,13 +96,19 @@ template <class X> __device__ __forceinline__ X warp_scan(X x, int lane) {
 // called by all lanes of the warp.
 struct Row {
     float *logits;
-    int vocab, begin, end; // the warp's ids
+    int vocab;
     bool aligned;
+    int begin, end; // the warp's ids
 
-    __device__ Row(const Sampling &p, int warp) : logits(p.logits + blockIdx.x * p.stride), vocab(p.vocab) {
+    __device__ Row(const Sampling &p, int warp)
+        : logits(p.logits + blockIdx.x * p.stride), vocab(p.vocab), aligned((unsigned long long)logits % 16 == 0) {
+        *this = run_of(warp);
+    }
+    __device__ Row run_of(int warp) const {
+        Row row = *this;
         const int run = (vocab + kWarps * 128 - 1) / (kWarps * 128) * 128;
-        begin = min(warp * run, vocab), end = min(begin + run, vocab);
-        aligned = (unsigned long long)logits % 16 == 0;
+        row.begin = min(warp * run, vocab), row.end = min(row.begin + run, vocab);
+        return row;
     }
     __device__ float operator[](int id) const { return clean(logits[id]); }
     __device__ void load(int id, float (&x)[4]) const {
@@ -125,15 +145,14 @@ __device__ __forceinline__ Best warp_best(Best best) {
 }
 
 struct Shared {
-    unsigned long long bins[kBins];
+    uint2 bins[kBins];
     double sums[kWarps];
     unsigned long long integers[kWarps];
     Best best[kWarps];
     uint32_t keys[kWarps];
-    int ties[kWarps];
+    int ties[kWarps], heavy[kWarps], hits[kWarps];
     unsigned long long found_above, found_through; // sums before and after the bin that the target lies in
     int found_bin;
-    int token;
     float raw;
 };
 
@@ -153,6 +172,60 @@ __device__ Best block_best(Best best, Shared &s, int warp, int lane) {
     return warp_best(s.best[lane]);
 }
 
+// The first id of a run at which the running sum of weights, `before` at its beginning, exceeds `target`; where it
+// does not (the sum having been rounded otherwise), the last id that weighs anything. `rank` is the number of `tie`
+// keys before the run. Warps take the run's pieces in turn; then the one that it happens in looks closely.
+template <class F> // weight(logit, how many ties come before it)
+__device__ int find(const Row &run, Shared &s, double before, int rank, double target, int warp, int lane, F weight, uint32_t tie) {
+    int last = -1;
+    for (int first = run.begin; first < run.end; first += 128 * kWarps) {
+        const int id = first + 128 * warp + 4 * lane;
+        float x[4], w[4];
+        run.load(id, x);
+        int tied = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) tied += key_of(x[j]) == tie && id + j < run.end;
+        const int tied_up_to = warp_scan(tied, lane);
+        __syncthreads();
+        if (lane == 31) s.ties[warp] = tied_up_to;
+        __syncthreads();
+        const int all_ties = warp_scan(s.ties[lane], lane);
+        int mine = rank + (warp == 0 ? 0 : __shfl_sync(~0u, all_ties, warp - 1)) + tied_up_to - tied;
+        double of_lane = 0.;
+        int hit = -1, heavy = -1;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            w[j] = id + j < run.end ? weight(x[j], mine) : 0.f;
+            mine += key_of(x[j]) == tie;
+            of_lane += (double)w[j];
+            if (w[j] > 0.f) heavy = id + j;
+        }
+        const double scanned = warp_scan(of_lane, lane);
+        heavy = __reduce_max_sync(~0u, heavy);
+        if (lane == 31) s.sums[warp] = scanned, s.heavy[warp] = heavy;
+        __syncthreads();
+        const double pieces = warp_scan(s.sums[lane], lane);
+        double at = before + (warp == 0 ? 0. : __shfl_sync(~0u, pieces, warp - 1));
+        const double of_lanes_before = __shfl_up_sync(~0u, scanned, 1);
+        if (lane > 0) at += of_lanes_before;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            at += (double)w[j];
+            if (w[j] > 0.f && at > target && hit < 0) hit = id + j;
+        }
+        const unsigned hits = __ballot_sync(~0u, hit >= 0);
+        hit = hits ? __shfl_sync(~0u, hit, __ffs(hits) - 1) : 0x7fffffff;
+        if (lane == 0) s.hits[warp] = hit;
+        __syncthreads();
+        hit = __reduce_min_sync(~0u, s.hits[lane]);
+        last = max(last, __reduce_max_sync(~0u, s.heavy[lane]));
+        if (hit != 0x7fffffff) return hit;
+        before += __shfl_sync(~0u, pieces, 31);
+        rank += __shfl_sync(~0u, all_ties, 31);
+    }
+    return last;
+}
+
 // What is kept: all keys above `key`, and of those equal to it the first `ties`.
 struct Border {
     uint32_t key;
@@ -166,27 +239,28 @@ struct Found {
     uint32_t key;
     unsigned long long rest;
 };
-template <class F> // measure(logit, key), 0 for what does not count
-__device__ Found select(const Row &row, Shared &s, unsigned long long target, int warp, int lane, F measure) {
-    uint32_t prefix = 0, mask = 0;
+// measure(logit, key), 0 for what does not count; nothing outside lowest .. highest does (lowest > 0).
+template <class F>
+__device__ Found select(const Row &row, Shared &s, unsigned long long target, uint32_t lowest, uint32_t highest, int warp, int lane, F measure) {
     unsigned long long above = 0;
-    for (int shift = 21; shift >= 0; shift -= shift > 10 ? 11 : 10) {
-        for (int i = threadIdx.x; i < kBins; i += kSampleThreads) s.bins[i] = 0;
+    while (true) {
+        const int shift = max(0, 21 - __clz(highest - lowest)); // bins of 2^shift keys
+        for (int i = threadIdx.x; i < kBins; i += kSampleThreads) s.bins[i] = uint2{};
         if (threadIdx.x == 0) s.found_bin = -1;
         __syncthreads();
         row.pieces(lane, [&](int id, const float(&x)[4]) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const uint32_t key = key_of(x[j]);
-                if ((key & mask) != prefix || id + j >= row.end) continue;
+                if (key < lowest || key > highest || id + j >= row.end) continue;
                 const unsigned long long amount = measure(x[j], key);
-                if (amount) atomicAdd(&s.bins[key >> shift & (kBins - 1)], amount);
+                if (amount) add(&s.bins[(key - lowest) >> shift], amount);
             }
         });
         __syncthreads();
         // A thread has two bins; sums run from the largest keys down.
         const int high = kBins - 1 - 2 * threadIdx.x;
-        const unsigned long long first = s.bins[high], second = s.bins[high - 1];
+        const unsigned long long first = value(s.bins[high]), second = value(s.bins[high - 1]);
         const unsigned long long scanned = warp_scan(first + second, lane);
         if (lane == 31) s.integers[warp] = scanned;
         __syncthreads();
@@ -200,11 +274,11 @@ __device__ Found select(const Row &row, Shared &s, unsigned long long target, in
         const unsigned long long through = s.found_through;
         __syncthreads(); // before the next round changes them
         if (bin < 0) return {0, ~0ull};
-        prefix |= (uint32_t)bin << shift;
-        mask |= (uint32_t)(kBins - 1) << shift;
-        if (through == target) return {prefix - 1, 0}; // the whole bin: no key is below -infinity's, so none is 0
+        lowest += (uint32_t)bin << shift;
+        if (through == target) return {lowest - 1, 0}; // the whole bin
+        if (shift == 0) return {lowest, target - above};
+        highest = lowest + ((1u << shift) - 1);
     }
-    return {prefix, target - above};
 }
 
 __device__ void sample(const Sampling &p) {
@@ -215,19 +289,18 @@ __device__ void sample(const Sampling &p) {
 
     // The largest logit and log sum exp of the logits as given.
     Best best{minus_infinity(), 0x7fffffff};
-    auto look = [&](int id, const float(&x)[4]) {
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            if (x[j] > best.value) best = {x[j], id + j};
+    auto look = [&](int id, const float(&x)[4]) { // whether there is a larger one
+        const float most = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+        if (most <= best.value) return false;
+        best = {most, id + (x[0] == most ? 0 : x[1] == most ? 1 : x[2] == most ? 2 : 3)};
+        return true;
     };
     float sum = 0.f;
     row.pieces(lane, [&](int id, const float(&x)[4]) {
         const float before = best.value;
-        look(id, x);
-        if (best.value == minus_infinity()) return;
-        if (best.value > before) sum *= exponential(before - best.value);
-#pragma unroll
-        for (int j = 0; j < 4; j++) sum += exponential(x[j] - best.value);
+        if (look(id, x)) sum *= exp_fast(before - best.value);
+        if (best.value > minus_infinity())
+            sum += exp_fast(x[0] - best.value) + exp_fast(x[1] - best.value) + exp_fast(x[2] - best.value) + exp_fast(x[3] - best.value);
     });
     Best largest = block_best(best, s, warp, lane);
     if (largest.value == minus_infinity()) {
@@ -273,14 +346,23 @@ __device__ void sample(const Sampling &p) {
 
     int token = largest.id;
     if (options.temperature != 0.f) {
-        auto weight_of = [&](float x) { return exponential(__fdiv_rn(__fadd_rn(x, -largest.value), options.temperature)); };
+        const float temperature = options.temperature;
+        auto weight_of = [&](float x) {
+            const float below = __fadd_rn(x, -largest.value);
+            return exponential(temperature == 1.f ? below : __fdiv_rn(below, temperature));
+        };
+        // A logit below this weighs less than `weight`; it spares most exponentials.
+        auto lowest_of = [&](double weight) {
+            return __double2float_rd((double)largest.value + (double)temperature * (log(fmax(weight, 1e-38)) - 1e-3));
+        };
         auto integer = [&](float weight) { return __float2ull_rn(weight * kUnit); };
 
+        const uint32_t highest = key_of(largest.value + 0.f); // -0 becomes 0, which may be there, too
         Border border = kEverything;
         double floor = 0.; // the smallest weight kept
         if (options.top_k > 0 && options.top_k < (unsigned)p.vocab) {
             // As many groups of threads as top_k, or more, each have a logit from `count_from` on.
-            uint32_t count_from = 0;
+            uint32_t count_from = key_of(minus_infinity());
             if (options.top_k <= (unsigned)kSampleThreads) {
                 uint32_t key = key_of(best.value);
                 for (int lanes = 1; lanes < 32 && (unsigned)(kSampleThreads / (2 * lanes)) >= options.top_k; lanes *= 2)
@@ -290,15 +372,16 @@ __device__ void sample(const Sampling &p) {
                 __syncthreads();
                 count_from = __reduce_min_sync(~0u, s.keys[lane]);
             }
-            const Found found = select(row, s, options.top_k, warp, lane, [&](float, uint32_t key) { return key >= count_from ? 1ull : 0ull; });
+            const Found found = select(row, s, options.top_k, count_from, highest, warp, lane, [](float, uint32_t) { return 1ull; });
             border = {found.key, found.rest};
         }
         if (options.top_p < 1.f) {
             unsigned long long total = 0, tie = 0; // tie: the weight of a token at the border
+            float lowest = lowest_of(0x1p-45);     // what is less than half a unit
             row.pieces(lane, [&](int, const float(&x)[4]) { // what is past the end weighs nothing
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    if (key_of(x[j]) > border.key) total += integer(weight_of(x[j]));
+                    if (key_of(x[j]) > border.key && x[j] >= lowest) total += integer(weight_of(x[j]));
             });
             total = block_sum(total, s.integers, warp, lane);
             const unsigned long long without_ties = total;
@@ -314,15 +397,17 @@ __device__ void sample(const Sampling &p) {
                 border.ties = (mass - without_ties + tie - 1) / tie;
             } else {
                 const uint32_t outside = border.key;
-                const Found found = select(row, s, mass, warp, lane, [&](float x, uint32_t key) {
+                lowest = fmaxf(lowest, lowest_of(floor));
+                const Found found = select(row, s, mass, max(outside + 1, key_of(lowest)), highest, warp, lane, [&](float x, uint32_t) {
                     const float weight = weight_of(x);
-                    return key > outside && (double)weight >= floor ? integer(weight) : 0ull;
+                    return (double)weight >= floor ? integer(weight) : 0ull;
                 });
                 tie = integer(weight_of(logit_of(found.key)));
                 border = {found.key, found.key > 0 && found.rest > 0 ? (found.rest + tie - 1) / tie : found.rest};
             }
         }
         floor = fmax(floor, (double)options.min_p);
+        const float lowest = lowest_of(floor);
         auto kept = [&](float weight) { return weight > 0.f && (double)weight >= floor; };
 
         // The draw, in order of ids: which warp's run it falls into, then where in it.
@@ -332,12 +417,14 @@ __device__ void sample(const Sampling &p) {
 #pragma unroll
             for (int j = 0; j < 4; j++) {
                 const uint32_t key = key_of(x[j]);
-                const float weight = weight_of(x[j]);
-                if (key > border.key && kept(weight)) weights += (double)weight;
                 ties += key == border.key;
+                if (key <= border.key || x[j] < lowest) continue;
+                const float weight = weight_of(x[j]);
+                if (kept(weight)) weights += (double)weight;
             }
         });
         weights = warp_sum(weights), ties = warp_sum(ties);
+        __syncthreads(); // whoever still reads the last sums
         if (lane == 0) s.sums[warp] = weights, s.ties[warp] = ties;
         __syncthreads();
         // From here on lane i of each warp has what belongs to warp i.
@@ -348,48 +435,16 @@ __device__ void sample(const Sampling &p) {
         const double up_to = warp_scan(run, lane);
         const double target = uniform(options.seed, options.position) * __shfl_sync(~0u, up_to, 31);
         const unsigned past = __ballot_sync(~0u, up_to > target);
-        if (past != 0 && warp == __ffs(past) - 1) {
-            double before = warp == 0 ? 0. : __shfl_sync(~0u, up_to, warp - 1);
-            int rank = __shfl_sync(~0u, ties_before, warp), found = -1, last = -1;
-            row.pieces(lane, [&](int id, const float(&x)[4]) {
-                float weight[4];
-                int tied = 0;
-#pragma unroll
-                for (int j = 0; j < 4; j++) tied += key_of(x[j]) == border.key;
-                const int tied_up_to = warp_scan(tied, lane);
-                int mine = rank + tied_up_to - tied;
-                double of_lane = 0.;
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    const uint32_t key = key_of(x[j]);
-                    const bool in = key > border.key || (key == border.key && (unsigned)mine < border.ties);
-                    mine += key == border.key;
-                    weight[j] = weight_of(x[j]);
-                    if (!in || !kept(weight[j])) weight[j] = 0.f;
-                    of_lane += (double)weight[j];
-                }
-                const double scanned = warp_scan(of_lane, lane);
-                double at = __shfl_up_sync(~0u, scanned, 1);
-                at = before + (lane == 0 ? 0. : at);
-                int hit = -1, positive = -1;
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    if (weight[j] == 0.f) continue;
-                    at += (double)weight[j];
-                    positive = id + j;
-                    if (at > target && hit < 0) hit = id + j;
-                }
-                const unsigned hits = __ballot_sync(~0u, hit >= 0), any = __ballot_sync(~0u, positive >= 0);
-                if (found < 0 && hits) found = __shfl_sync(~0u, hit, __ffs(hits) - 1);
-                if (any) last = __shfl_sync(~0u, positive, 31 - __clz(any));
-                before += __shfl_sync(~0u, scanned, 31);
-                rank += __shfl_sync(~0u, tied_up_to, 31);
-            });
-            // Summed piece by piece the run may fall short of its sum above by a rounding: then it is its last token.
-            if (lane == 0) s.token = found >= 0 ? found : last;
+        if (past != 0) {
+            const int chosen = __ffs(past) - 1;
+            const double before = chosen == 0 ? 0. : __shfl_sync(~0u, up_to, chosen - 1);
+            token = find(row.run_of(chosen), s, before, __shfl_sync(~0u, ties_before, chosen), target, warp, lane, [&](float x, int rank) {
+                const uint32_t key = key_of(x);
+                if (key < border.key || x < lowest || (key == border.key && (unsigned)rank >= border.ties)) return 0.f;
+                const float weight = weight_of(x);
+                return kept(weight) ? weight : 0.f;
+            }, border.key);
         }
-        __syncthreads();
-        if (past != 0) token = s.token;
     }
 
     // Its logit as given.

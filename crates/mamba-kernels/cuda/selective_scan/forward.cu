@@ -13,18 +13,16 @@
 //   narrow, its     (ceil(channels / 8), segment_count)     128    0
 //   local
 //   carry           (ceil(channels / 32), 16, sequences)    32     0
-// With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with segment_state null.
+// With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with
+// segment_state null. Right behind local the main kernel may be launched with programmatic stream serialization.
 // Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
 // multiples of 16 bytes, of y and the states two elements. Everything else goes to generic.cu.
-#include "common.cuh"
+#include "tile.cuh"
 
 namespace scan {
 
-constexpr int N = 16;
-
 // ------------------------------------------------------------------------------------------ tile
-// A block is 4 warps, each 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states
-// 4q .. 4q+3. Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
+// A block is 4 warps, each 16 channels (tile.cuh). Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
 // the one after it copied by cp.async; one barrier a stage.
 // y = sum over states of C h is a tensor-core product: h is operand A as it lies in the registers (rows are
 // channels, k is states), C of eight steps is operand B (columns are steps); of the product for step i only
@@ -51,55 +49,18 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int first_channel = blockIdx.x * kTileChannels, E = p.channels;
     const int ch = first_channel + warp * 16 + 2 * g;
     const bool alive = ch < E;
+    const Corner corner{E, ch, q, alive};
+    const long long matrix = (long long)N * E;
     const ScanSegment seg = p.segments[blockIdx.y];
 
-    float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
-    {
-        const long long stride = (long long)N * E;
-        const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            long long at = (long long)(4 * q + r) * E + ch;
-            float2 a = load_pair(p.a, at, alive), h = load_pair(init, at, alive && init);
-            a0[r] = a.x * kLog2e;
-            a1[r] = a.y * kLog2e;
-            h0[r] = h.x;
-            h1[r] = h.y;
-        }
-        if (!kLocal && p.segment_state && p.carry_inside) {
-            constexpr int kBatch = 4; // segments' loads in flight
-            const int self = blockIdx.y;
-            for (int i0 = p.first_segment[seg.sequence]; i0 < self; i0 += kBatch) {
-                float2 local[kBatch][4], delta[kBatch];
-#pragma unroll
-                for (int k = 0; k < kBatch; k++) {
-                    const bool valid = alive && i0 + k < self; // else: no step, the state stays
-                    delta[k] = load_pair(p.segment_delta, (long long)(i0 + k) * E + ch, valid);
-#pragma unroll
-                    for (int r = 0; r < 4; r++)
-                        local[k][r] = load_pair(p.segment_state, (i0 + k) * stride + (long long)(4 * q + r) * E + ch, valid);
-                }
-#pragma unroll
-                for (int k = 0; k < kBatch; k++)
-#pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        h0[r] = fmaf(exp2_fast(a0[r] * delta[k].x), h0[r], local[k][r].x);
-                        h1[r] = fmaf(exp2_fast(a1[r] * delta[k].y), h1[r], local[k][r].y);
-                    }
-            }
-        }
-    }
-    const float2 skip = load_pair(p.d, ch, alive && p.d);
-    auto store_state = [&](float *to) { // [N, E]
-        if (!alive) return;
-#pragma unroll
-        for (int r = 0; r < 4; r++)
-            *reinterpret_cast<float2 *>(to + (long long)(4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
-    };
+    float a[2][4], h[2][4] = {}, delta_sum0 = 0.f, delta_sum1 = 0.f;
     if (kLocal && seg.last) {
-        store_state(p.segment_state + (long long)blockIdx.y * N * E);
+        corner.load(h, initial_state(p, seg));
+        corner.store(p.segment_state + blockIdx.y * matrix, h);
         return;
     }
+    corner.load_decay(a, p.a);
+    const float2 skip = load_pair(p.d, ch, alive && p.d);
 
     // The conversion's part of the stage: 4 channels of 2 rows, and 4 states of one row of B or C.
     const int part = tid % 16, part_row = tid / 16;
@@ -164,13 +125,21 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         copy_stage(seg.begin + kTileSteps, 1);
         convert(seg.begin, 0, 0);
     }
+    if (!kLocal) {
+        if (p.segment_state) wait_for_previous();
+        corner.load(h, state_before(p, seg));
+        if (p.segment_state && p.carry_inside) {
+            const int first = p.first_segment[seg.sequence];
+            corner.chain<8>(h, a, p.segment_state, p.segment_delta, first, 1, blockIdx.y - first);
+        }
+    }
     for (int t0 = seg.begin, buffer = 0; t0 < seg.end; t0 += kTileSteps, buffer ^= 1) {
         copy_wait();
         __syncthreads();
         const int ring1 = ring == 2 ? 0 : ring + 1, ring2 = ring1 == 2 ? 0 : ring1 + 1;
         if (t0 + 2 * kTileSteps < seg.end) copy_stage(t0 + 2 * kTileSteps, ring2);
         if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
-            store_state(p.boundary_state + (long long)(seg.chunk + (t0 - seg.begin) / kChunk) * N * E);
+            corner.store(p.boundary_state + (seg.chunk + (t0 - seg.begin) / kChunk) * matrix, h);
 
         Two<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
         if (!kLocal && p.z) {
@@ -187,8 +156,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         float e0[4], e1[4];
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            e0[r] = exp2_fast(x_next.x * a0[r]);
-            e1[r] = exp2_fast(x_next.y * a1[r]);
+            e0[r] = exp2_fast(x_next.x * a[0][r]);
+            e1[r] = exp2_fast(x_next.y * a[1][r]);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -204,14 +173,14 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     x_next = x[(t + 1) * (kTileChannels / 2)];
 #pragma unroll
                     for (int r = 0; r < 4; r++) {
-                        n0[r] = exp2_fast(x_next.x * a0[r]);
-                        n1[r] = exp2_fast(x_next.y * a1[r]);
+                        n0[r] = exp2_fast(x_next.x * a[0][r]);
+                        n1[r] = exp2_fast(x_next.y * a[1][r]);
                     }
                 }
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
-                    h0[r] = fmaf(e0[r], h0[r], xv.z * bs[r]);
-                    h1[r] = fmaf(e1[r], h1[r], xv.w * bs[r]);
+                    h[0][r] = fmaf(e0[r], h[0][r], xv.z * bs[r]);
+                    h[1][r] = fmaf(e1[r], h[1][r], xv.w * bs[r]);
                     e0[r] = n0[r];
                     e1[r] = n1[r];
                 }
@@ -220,8 +189,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     delta_sum1 += xv.y;
                 } else if constexpr (kExact<T>) {
                     const float4 cv = s.c[buffer][t][q];
-                    float y0 = fmaf(h0[3], cv.w, fmaf(h0[2], cv.z, fmaf(h0[1], cv.y, h0[0] * cv.x)));
-                    float y1 = fmaf(h1[3], cv.w, fmaf(h1[2], cv.z, fmaf(h1[1], cv.y, h1[0] * cv.x)));
+                    float y0 = fmaf(h[0][3], cv.w, fmaf(h[0][2], cv.z, fmaf(h[0][1], cv.y, h[0][0] * cv.x)));
+                    float y1 = fmaf(h[1][3], cv.w, fmaf(h[1][2], cv.z, fmaf(h[1][1], cv.y, h[1][0] * cv.x)));
                     y0 = quad_sum(y0);
                     y1 = quad_sum(y1);
                     if (q == i / 2) {
@@ -230,8 +199,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     }
                 } else {
                     float product[4] = {0.f, 0.f, 0.f, 0.f};
-                    mma(product, h0[0], h1[0], h0[1], h1[1], c8.x, c8.y);
-                    mma(product, h0[2], h1[2], h0[3], h1[3], c8.z, c8.w);
+                    mma(product, h[0][0], h[1][0], h[0][1], h[1][1], c8.x, c8.y);
+                    mma(product, h[0][2], h[1][2], h[0][3], h[1][3], c8.z, c8.w);
                     if (q == i / 2) {
                         y[0][i % 2] = product[i % 2];
                         y[1][i % 2] = product[2 + i % 2];
@@ -258,12 +227,13 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         ring = ring1;
     }
     if (kLocal) {
-        store_state(p.segment_state + (long long)blockIdx.y * N * E);
+        let_next_start();
+        corner.store(p.segment_state + blockIdx.y * matrix, h);
         if (alive && q == 0)
             *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) =
                 make_float2(delta_sum0, delta_sum1);
     } else if (seg.last && p.last_state) {
-        store_state(state_slot(p.last_state, p.state_stride, seg.slot));
+        corner.store(state_slot(p.last_state, p.state_stride, seg.slot), h);
     }
 }
 
@@ -367,6 +337,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
             convert(0);
             load(1);
         }
+        if (!kLocal && p.segment_state) wait_for_previous();
 #pragma unroll 2
         for (int k = 0; k <= stages; k++) { // stage k is scanned now
             __syncthreads();
@@ -385,6 +356,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     const bool alive = ch < E;
     const long long stride = (long long)N * E;
     const long long at[2] = {(long long)state * E + ch, (long long)(state + 8) * E + ch};
+    if (!kLocal && p.segment_state) wait_for_previous();
     const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
     float a[2], h[2], delta_sum = 0.f;
 #pragma unroll
@@ -468,6 +440,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
         }
     }
     if (kLocal) {
+        let_next_start();
         store_state(p.segment_state + (long long)blockIdx.y * stride);
         if (alive && state == 0) p.segment_delta[(long long)blockIdx.y * E + ch] = delta_sum;
     } else if (seg.last && p.last_state) {

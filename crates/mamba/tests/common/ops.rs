@@ -16,15 +16,31 @@ use super::{Rng, Truth, relative_l2, wide};
 /// What an operation may be off by, relative (L2).
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Results in the activations' type.
-    pub activation: f64,
+    /// The activations' type.
+    pub dtype: DType,
     /// Results in f32.
     pub sum: f64,
 }
 
 impl Bounds {
     /// Everything f32.
-    pub const F32: Self = Self { activation: 1e-6, sum: 1e-6 };
+    pub const F32: Self = Self { dtype: DType::F32, sum: 1e-6 };
+
+    /// Results in the activations' type: a tenth more than rounding the exact ones costs.
+    pub fn activation(self, exact: &[f64]) -> f64 {
+        let rounded = rounded(exact, self.dtype);
+        self.sum + 1.1 * relative_l2(&rounded, exact)
+    }
+}
+
+/// What a type holds of these values.
+fn rounded(exact: &[f64], dtype: DType) -> Vec<f32> {
+    let round = |x: &f64| match dtype {
+        DType::BF16 => half::bf16::from_f64(*x).to_f32(),
+        DType::F16 => half::f16::from_f64(*x).to_f32(),
+        _ => *x as f32,
+    };
+    exact.iter().map(round).collect()
 }
 
 /// An f32 buffer of these values.
@@ -153,21 +169,14 @@ fn slot_layout(rng: &mut Rng, elements: usize) -> (usize, usize) {
     (offset, if rng.size(0, 1) == 0 { stride } else { stride.next_multiple_of(4) })
 }
 
-pub fn linear_matches<B: Backend>(backend: &mut B, rng: &mut Rng, dtype: DType, bounds: Bounds) {
+pub fn linear_matches<B: Backend>(backend: &mut B, rng: &mut Rng, bounds: Bounds) {
     for round in 0..60 {
         let rows = rng.pick(&[0, 1, 2, 3, 5, 8, 12, 13, 17, 31, 64, 100]);
         let inputs = rng.pick(&[1, 3, 16, 48, 255, 256, 257, 300, 777]);
         let outputs = rng.pick(&[1, 5, 31, 32, 33, 80, 130]);
-        let mut weights = rng.floats(outputs * inputs, 0.5);
-        for w in &mut weights {
-            *w = match dtype {
-                DType::BF16 => half::bf16::from_f32(*w).to_f32(),
-                DType::F16 => half::f16::from_f32(*w).to_f32(),
-                _ => *w,
-            };
-        }
+        let weights = rounded(&wide(&rng.floats(outputs * inputs, 0.5)), bounds.dtype);
         let tensor = Tensor::from_memory("w", vec![outputs, inputs], weights.clone());
-        let weight = backend.weight(&tensor, dtype).unwrap();
+        let weight = backend.weight(&tensor, bounds.dtype).unwrap();
         let bias = (rng.size(0, 1) == 0).then(|| rng.floats(outputs, 1.0));
         let bias_buffer = bias.as_ref().map(|bias| buffer(backend, bias));
         let x = Strided::random(backend, rng, rows, inputs, 1.0);
@@ -187,7 +196,7 @@ pub fn linear_matches<B: Backend>(backend: &mut B, rng: &mut Rng, dtype: DType, 
         let bias = bias.map(|bias| wide(&bias));
         let exact = linear::reference::linear(&wide(&x.all()), &wide(&weights), bias.as_deref(), inputs);
         let error = relative_l2(&out.all(), &exact);
-        let bound = if wide_out { bounds.sum } else { bounds.activation };
+        let bound = if wide_out { bounds.sum } else { bounds.activation(&exact) };
         assert!(error < bound, "{rows} x {inputs} x {outputs}: {error}");
         assert!(out.gaps_are_nan());
     }
@@ -236,7 +245,10 @@ pub fn causal_conv1d_matches<B: Backend>(backend: &mut B, rng: &mut Rng, bounds:
                 d_inner,
             );
             let error = relative_l2(&out.rows(from, to), &expected);
-            assert!(error < bounds.activation, "{error}: d_conv {d_conv}, d_inner {d_inner}, {batch:?}");
+            assert!(
+                error < bounds.activation(&expected),
+                "{error}: d_conv {d_conv}, d_inner {d_inner}, {batch:?}"
+            );
             expected_state[at..at + elements].copy_from_slice(&window);
         }
         // Windows are copies of inputs: exact, and nothing else in any slot has changed.
@@ -314,7 +326,7 @@ pub fn selective_scan_matches<B: Backend>(backend: &mut B, rng: &mut Rng, bounds
             let y = selective_scan::reference::selective_scan(inputs, &mut h);
             let shape = format!("d_state {d_state}, d_inner {d_inner}, length {}", to - from);
             let error = relative_l2(&out.rows(from, to), &y);
-            assert!(error < bounds.activation, "y: {error}, {shape}");
+            assert!(error < bounds.activation(&y), "y: {error}, {shape}");
             let error = relative_l2(&state[at..at + elements], &h);
             assert!(error < bounds.sum, "state: {error}, {shape}");
             used[at..at + elements].fill(true);
@@ -390,7 +402,7 @@ pub fn add_norm_matches<B: Backend>(backend: &mut B, rng: &mut Rng, bounds: Boun
             .collect();
         // LayerNorm of one or few channels cancels; what is left is rounding.
         let error = relative_l2(&out.all(), &expected);
-        let bound = if d_model < 8 { bounds.activation.max(1e-4) } else { bounds.activation };
+        let bound = bounds.activation(&expected).max(if d_model < 8 { 1e-4 } else { 0.0 });
         assert!(error < bound, "{kind:?} of {d_model}: {error}");
         assert!(out.gaps_are_nan());
     }
@@ -438,10 +450,7 @@ pub fn token_logprobs_match<B: Backend>(backend: &mut B, rng: &mut Rng) {
 pub fn embedding_and_gather_copy_rows<B: Backend>(backend: &mut B, rng: &mut Rng, dtype: DType) {
     for d_model in [33, 256] {
         let vocab = 70;
-        let table: Vec<f32> =
-            rng.floats(vocab * d_model, 1.0).iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect();
-        // Numbers that every type holds: bf16's of an f16's range.
-        let table: Vec<f32> = table.iter().map(|x| half::f16::from_f32(*x).to_f32()).collect();
+        let table = rounded(&wide(&rng.floats(vocab * d_model, 1.0)), dtype);
         let tensor = Tensor::from_memory("e", vec![vocab, d_model], table.clone());
         let weight = backend.weight(&tensor, dtype).unwrap();
         let mut batch = Batch::new();
