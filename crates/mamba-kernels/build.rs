@@ -1,6 +1,6 @@
 //! Compiles every `cuda/<op>/*.cu` with nvcc into a fatbin (machine code for several architectures, and PTX for later
-//! ones), and turns the structs and constants of every `params.h` into Rust, so that a kernel and its launcher cannot
-//! disagree about a parameter.
+//! ones), and turns the structs, constants and functions of every `params.h` into Rust, so that a kernel and its launcher
+//! cannot disagree about a parameter or a grid.
 //!
 //! nvcc is found by `NVCC`, `CUDA_HOME`, or in `.cache/cuda-toolkit` at the root of the repository.
 //! `NODE_MAMBA_CUDA_ARCHS` (such as `90` or `80,90`) limits the architectures. Fatbins are kept in `.cache/cuda-kernels`
@@ -168,8 +168,9 @@ impl Compiler {
     }
 }
 
-/// The structs and integer constants of a header as Rust. It understands what `params.h` may hold: structs of
-/// pointers, int, unsigned, long long, float, and nothing else; anything new is an error.
+/// The structs, integer constants and functions of a header as Rust. It understands what `params.h` may hold: structs of
+/// pointers, int, unsigned, long long, float; constants and functions of non-negative ints, made of `const int` and
+/// `return`, arithmetic and `?:`. Anything else is an error, here or when the result is compiled.
 fn translate(header: &str) -> Result<String> {
     let text: String = header.lines().fold(String::new(), |text, line| {
         let line = line.split("//").next().unwrap_or_default().trim();
@@ -178,15 +179,31 @@ fn translate(header: &str) -> Result<String> {
     let mut rust = String::new();
     let mut rest = text.as_str();
     while let Some(at) = rest.find("constexpr int ") {
-        let declaration = &rest[at + "constexpr int ".len()..];
-        let end = declaration.find(';').ok_or("a constant without an end")?;
-        // Functions are repeated by hand.
-        if let Some((name, value)) = declaration[..end].split_once('=')
-            && !declaration[..end].contains('(')
-        {
-            writeln!(rust, "pub(crate) const {}: i32 = {};", shout(name.trim()), value.trim())?;
+        rest = &rest[at + "constexpr int ".len()..];
+        let name_end = rest.find(['=', '(']).ok_or("a constant without a value")?;
+        let name = rest[..name_end].trim();
+        if rest[name_end..].starts_with('=') {
+            let value = rest[name_end + 1..].split(';').next().unwrap_or_default();
+            writeln!(rust, "pub(crate) const {}: usize = {};", name_in_rust(name), expression(value)?)?;
+        } else {
+            let (parameters, body) = rest[name_end + 1..].split_once(')').ok_or("a function's parameters")?;
+            let body = body.split_once('{').and_then(|(_, body)| body.split_once('}')).ok_or("a body")?.0;
+            let parameters: Vec<String> = parameters
+                .split(',')
+                .map(|parameter| Ok(format!("{}: usize", strip(parameter.trim(), "int ")?)))
+                .collect::<Result<_>>()?;
+            writeln!(rust, "pub(crate) fn {name}({}) -> usize {{", parameters.join(", "))?;
+            for statement in body.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
+                if let Ok(value) = strip(statement, "return ") {
+                    writeln!(rust, "    {}", expression(value)?)?;
+                } else {
+                    let (local, value) =
+                        strip(statement, "const int ")?.split_once('=').ok_or("a local without a value")?;
+                    writeln!(rust, "    let {} = {};", local.trim(), expression(value)?)?;
+                }
+            }
+            rust.push_str("}\n");
         }
-        rest = &declaration[end..];
     }
     rest = &text;
     while let Some(at) = rest.find("struct ") {
@@ -232,10 +249,61 @@ fn translate_field(field: &str, rust: &mut String) -> Result<()> {
     Ok(())
 }
 
-/// kScanBackwardShared as SCAN_BACKWARD_SHARED.
-fn shout(name: &str) -> String {
+fn strip<'a>(text: &'a str, prefix: &str) -> Result<&'a str> {
+    text.strip_prefix(prefix).ok_or_else(|| format!("expected `{prefix}` before `{text}`").into())
+}
+
+/// Arithmetic with constants' names as in Rust, and `a ? b : c` as `if a { b } else { c }`.
+fn expression(text: &str) -> Result<String> {
+    // Where `?` and the `:` that belongs to it stand outside of parentheses.
+    let (mut depth, mut question, mut nested, mut colon) = (0, None, 0, None);
+    for (i, c) in text.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            '?' if depth == 0 && question.is_none() => question = Some(i),
+            '?' if depth == 0 => nested += 1,
+            ':' if depth == 0 && nested > 0 => nested -= 1,
+            ':' if depth == 0 && colon.is_none() => colon = Some(i),
+            _ => {}
+        }
+    }
+    if let (Some(question), Some(colon)) = (question, colon) {
+        let [a, b, c] = [&text[..question], &text[question + 1..colon], &text[colon + 1..]].map(expression);
+        return Ok(format!("if {} {{ {} }} else {{ {} }}", a?, b?, c?));
+    }
+    let mut rust = String::new();
+    let mut rest = text.trim();
+    while let Some(c) = rest.chars().next() {
+        let word = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        if word > 0 {
+            rust.push_str(&name_in_rust(&rest[..word]));
+            rest = &rest[word..];
+        } else if c == '(' {
+            let mut depth = 0;
+            let close = rest.char_indices().find(|(_, c)| {
+                depth += i32::from(*c == '(') - i32::from(*c == ')');
+                depth == 0
+            });
+            let (close, _) = close.ok_or_else(|| format!("a parenthesis is open in `{text}`"))?;
+            write!(rust, "({})", expression(&rest[1..close])?)?;
+            rest = &rest[close + 1..];
+        } else {
+            rust.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+    }
+    Ok(rust)
+}
+
+/// kScanBackwardShared as SCAN_BACKWARD_SHARED; other names as they are.
+fn name_in_rust(name: &str) -> String {
+    let Some(constant) = name.strip_prefix('k').filter(|rest| rest.starts_with(|c: char| c.is_uppercase()))
+    else {
+        return name.into();
+    };
     let mut shouted = String::new();
-    for (i, c) in name.strip_prefix('k').unwrap_or(name).chars().enumerate() {
+    for (i, c) in constant.chars().enumerate() {
         if i > 0 && c.is_ascii_uppercase() {
             shouted.push('_');
         }

@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::buffer::{Buffer, Rows, RowsMut, States};
 use crate::device::{Device, Grid, Kernel};
 use crate::error::{Error, Result};
-use crate::params::{CONV_TOKENS, ConvForward};
+use crate::params::{self, ConvForward};
 
 /// The arguments of [`forward`].
 pub struct Forward<'a> {
@@ -34,6 +34,7 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
     let Forward { x, weight, bias, d_conv, state, out } = op;
     let (tokens, channels, float) = (batch.tokens(), x.cols, x.float());
     Error::check("d_conv", d_conv, 1..=16, "1 to 16")?;
+    let block_tokens = params::conv_forward_tokens(tokens);
     let params = ConvForward {
         x: x.pointer(tokens, channels, float),
         out: out.pointer(tokens, channels, float),
@@ -49,11 +50,9 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
         sequences: batch.sequences() as i32,
         channels: channels as i32,
         d_conv: d_conv as i32,
-        ..ConvForward::default()
+        block_tokens: block_tokens as i32,
     };
-    // A thread takes 16 bytes of channels, a block 32 tokens; every sequence has a block at its end (conv_blocks).
-    let columns = channels.div_ceil(128 * 16 / float.bytes());
-    let rows = tokens / CONV_TOKENS as usize + batch.sequences();
-    let blocks = if batch.sequences() == 0 { 0 } else { rows };
-    device.launch(Kernel::of("causal_conv1d_forward", float), Grid::new([columns, blocks, 1], 128), &params)
+    let columns = channels.div_ceil(128 * params::CONV_CHANNELS);
+    let rows = params::conv_blocks(tokens, batch.sequences(), block_tokens);
+    device.launch(Kernel::of("causal_conv1d_forward", float), Grid::new([columns, rows, 1], 128), &params)
 }

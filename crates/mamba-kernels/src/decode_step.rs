@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::causal_conv1d;
 use crate::device::{Device, Grid, Kernel};
 use crate::error::{Error, Result};
-use crate::params::{CONV_STEP_CHANNELS, ConvStep, SCAN_STEP_CHANNELS, ScanStep};
+use crate::params::{self, CONV_STEP_CHANNELS, ConvStep, SCAN_STEP_CHANNELS, ScanStep};
 use crate::selective_scan;
 
 /// The widest window of [`conv_step`].
@@ -37,7 +37,7 @@ pub fn conv_step(device: &Device, batch: &Batch, op: causal_conv1d::Forward) -> 
         channels: channels as i32,
         d_conv: d_conv as i32,
     };
-    let grid = Grid::new([channels.div_ceil(CONV_STEP_CHANNELS as usize), sequences, 1], 128);
+    let grid = Grid::new([channels.div_ceil(CONV_STEP_CHANNELS), sequences, 1], 128);
     device.launch(Kernel::of("conv_step", float), grid, &params)
 }
 
@@ -78,8 +78,10 @@ pub fn scan_step(device: &Device, batch: &Batch, op: selective_scan::Forward) ->
         states: states as i32,
         softplus: i32::from(delta_bias.is_some()),
     };
-    // Sequences share a block once there are enough blocks without that (scan_step_rows).
-    let columns = channels.div_ceil(SCAN_STEP_CHANNELS as usize);
-    let rows = sequences.min((4 * device.multiprocessors()).div_ceil(columns));
+    let columns = channels.div_ceil(SCAN_STEP_CHANNELS);
+    let rows = match sequences {
+        0 => 0,
+        _ => params::scan_step_rows(sequences, channels, device.multiprocessors()),
+    };
     device.launch(Kernel::of("scan_step", float), Grid::new([columns, rows, 1], 128), &params)
 }

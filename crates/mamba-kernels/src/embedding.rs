@@ -5,7 +5,7 @@ use crate::buffer::{Float, Rows, RowsMut};
 use crate::device::{Device, Grid, Kernel};
 use crate::error::Result;
 use crate::linear::Weight;
-use crate::params::{GATHER_ROWS, GATHER_THREADS, Gather};
+use crate::params::{self, GATHER_ROWS, GATHER_THREADS, Gather};
 
 /// `out[t] = table[ids[t]]` for a batch's tokens, widened to f32; out [tokens, d_model]. The ids are not checked: one
 /// beyond the table reads what is not there.
@@ -58,8 +58,7 @@ fn copy_rows(
         count: count as i32,
         channels: channels as i32,
     };
-    // A thread takes 16 bytes of the row (gather_channels).
-    let columns = channels.div_ceil(GATHER_THREADS as usize * 16 / float.bytes());
-    let grid = Grid::new([columns, count.div_ceil(GATHER_ROWS as usize), 1], GATHER_THREADS as u32);
+    let columns = channels.div_ceil(params::gather_channels(out_float.bytes()));
+    let grid = Grid::new([columns, count.div_ceil(GATHER_ROWS), 1], GATHER_THREADS as u32);
     device.launch(Kernel::of(kernel, float), grid, &params)
 }

@@ -22,8 +22,8 @@ pub use buffer::{Buffer, Float, Ints, Rows, RowsMut, States};
 pub use device::Device;
 pub use error::{Error, Result};
 
-/// The kernels' parameters, from their headers.
-#[allow(dead_code)]
+/// The kernels' parameters and grids, from their headers.
+#[allow(dead_code, unused_parens, clippy::all)]
 mod params {
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }

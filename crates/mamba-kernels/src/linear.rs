@@ -34,7 +34,7 @@ pub struct Product<'a> {
     pub x: Rows<'a>,
     /// [out, in].
     pub weight: &'a Weight,
-    /// [out] f32.
+    /// [out] f32; rounded to out's type before the product is added.
     pub bias: Option<&'a Buffer>,
     /// [tokens, out], f32 or of the weight's type.
     pub out: RowsMut<'a>,

@@ -3,7 +3,7 @@
 use crate::buffer::{Buffer, Float, Rows, RowsMut};
 use crate::device::{Device, Grid, Kernel};
 use crate::error::Result;
-use crate::params::{NORM_CHANNELS, NormForward};
+use crate::params::{self, NormForward};
 
 /// The arguments of [`forward`].
 pub struct Forward<'a> {
@@ -45,13 +45,11 @@ pub fn forward(device: &Device, op: Forward) -> Result<()> {
         residual_stride: residual.stride as i64,
         residual_out_stride: residual.stride as i64,
         out_stride: out.stride as i64,
+        tokens: tokens as i32,
         channels: channels as i32,
         layer: i32::from(layer),
         eps,
-        ..NormForward::default()
     };
-    // A warp for every 256 channels, 32 at most (norm_threads).
-    let warps = channels.div_ceil(32 * NORM_CHANNELS as usize).clamp(1, 32);
-    let grid = Grid::new([tokens, 1, 1], 32 * warps as u32);
+    let grid = Grid::new([params::norm_blocks(tokens), 1, 1], params::norm_threads(channels) as u32);
     device.launch(Kernel::of("add_norm_forward", float), grid, &params)
 }

@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::buffer::{Float, Rows, RowsMut};
 use crate::device::{Device, Grid, Kernel};
 use crate::error::Result;
-use crate::params::{POOL_LANES, Pool};
+use crate::params::{self, Pool};
 
 /// What becomes of a sequence's row of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,6 @@ pub fn pool(device: &Device, batch: &Batch, kinds: &[Kind], hidden: Rows, out: R
         channels: channels as i32,
         ..Pool::default()
     };
-    // A thread takes 16 bytes of channels (pool_channels).
-    let columns = channels.div_ceil(POOL_LANES as usize * 16 / float.bytes());
+    let columns = channels.div_ceil(params::pool_channels(float.bytes()));
     device.launch(Kernel::of("pool", float), Grid::new([columns, sequences, 1], 256), &params)
 }

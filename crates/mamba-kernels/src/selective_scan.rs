@@ -8,7 +8,7 @@ use crate::batch::{Batch, List};
 use crate::buffer::{Buffer, Float, Rows, RowsMut, States};
 use crate::device::{Device, Grid, Kernel};
 use crate::error::{Error, Result};
-use crate::params::{SCAN_BACKWARD_SHARED, ScanBackward, ScanForward, ScanSegment};
+use crate::params::{self, SCAN_BACKWARD_SHARED, ScanBackward, ScanForward, ScanSegment};
 
 /// Tokens from a state that forward keeps to the next, and what segments are multiples of.
 pub const CHUNK: usize = 64;
@@ -153,7 +153,7 @@ pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
         carry_inside: i32::from(cut.carry_inside),
         ..ScanForward::default()
     };
-    let shared = 20480 + 7680 * float.bytes(); // scan_forward_tile_shared
+    let shared = params::scan_forward_tile_shared(float.bytes());
     let (names, grid) = match plan.path {
         Path::Generic => {
             let grid = Grid::new([channels.div_ceil(generic_channels(states)), segments, 1], 32);
@@ -280,7 +280,7 @@ pub fn backward(device: &Device, batch: &Batch, op: Backward) -> Result<()> {
     };
     if plan.path == Path::Generic {
         let lanes = 1 << generic_index(states);
-        let grid = Grid::new([partials, segments, 1], 32).shared(8192 * lanes);
+        let grid = Grid::new([partials, segments, 1], 32).shared(params::scan_generic_backward_shared(lanes));
         device.launch(generic("selective_scan_generic_backward", float, states), grid, &params)?;
     } else {
         let grid = Grid::new([blocks, segments, 1], 128);
@@ -291,7 +291,7 @@ pub fn backward(device: &Device, batch: &Batch, op: Backward) -> Result<()> {
                 device.launch(Kernel::plain("selective_scan_backward_carry"), grid, &params)?;
             }
         }
-        let grid = grid.shared(SCAN_BACKWARD_SHARED as usize).behind(cut.split && cut.carry_inside);
+        let grid = grid.shared(SCAN_BACKWARD_SHARED).behind(cut.split && cut.carry_inside);
         device.launch(Kernel::of("selective_scan_backward", float), grid, &params)?;
     }
     let reduce = (tokens * 2 * states).div_ceil(128) + (states + 2) * channels.div_ceil(128);
