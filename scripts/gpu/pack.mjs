@@ -19,7 +19,10 @@ function build(name, args) {
       { encoding: 'utf8', maxBuffer: 1 << 28, stdio: ['ignore', 'pipe', 'inherit'] },
     )
     if (status) return status
-    const messages = stdout.split('\n').filter(Boolean).map((line) => JSON.parse(line))
+    const messages = stdout
+      .split('\n')
+      .filter(Boolean)
+      .map((line) => JSON.parse(line))
     const artifact = messages.find((message) => message.executable && message.target.name === name)
     if (!artifact) fail(`cargo built no ${name}`)
     copyFileSync(artifact.executable, `${folder}/${name}`)

@@ -378,7 +378,7 @@ impl Plan {
         } else if 8 * blocks >= room {
             Self { path: Path::Tile, pieces: room.div_ceil(blocks), shrinking: true }
         } else {
-            Self { path: Path::Tile, pieces: (2 * room / blocks).min(chunks / 2).max(1), shrinking: false }
+            Self { path: Path::Tile, pieces: (4 * room / blocks).min(chunks / 2).max(1), shrinking: false }
         }
     }
 
