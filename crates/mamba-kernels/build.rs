@@ -151,7 +151,9 @@ impl Compiler {
                 }
             }
         }
-        let name = source.file_stem().unwrap_or_default().to_string_lossy();
+        let operation = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+        let name = format!("{operation}-{stem}");
         let fatbin = self.cache.join(format!("{name}-{:016x}.fatbin", hash.finish()));
         if !fatbin.exists() {
             // Under another name first: a build that is stopped leaves no half a file.

@@ -36,6 +36,8 @@ pub struct Device {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     multiprocessors: usize,
+    /// Whether the card lets a kernel begin before the one in front of it has ended.
+    can_begin_early: bool,
 }
 
 /// A kernel's name in the fatbins: `<base>[_<float>][_<variant>]`.
@@ -83,7 +85,7 @@ impl Grid {
     }
 
     /// The kernel may begin before the one in front of it has ended, which belongs to the same operation and says from
-    /// when on; it waits itself for what it needs (cuda/selective_scan/common.cuh, wait_for_previous).
+    /// when on; it waits itself for what it needs (cuda/selective_scan/common.cuh, wait_for_previous). From Hopper on.
     pub fn behind(self, behind: bool) -> Self {
         Self { behind, ..self }
     }
@@ -183,9 +185,11 @@ impl Device {
             modules.modules.push(module.map_err(|e| Error::driver("cuModuleLoadData", e))?);
         }
         let blas = Blas::new(&context, &stream)?;
-        let multiprocessors = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(|e| Error::driver("cuDeviceGetAttribute", e))? as usize;
+        let attribute =
+            |which| context.attribute(which).map_err(|e| Error::driver("cuDeviceGetAttribute", e));
+        let multiprocessors =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let generation = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         Ok(Self {
             blas,
             kernels: RefCell::default(),
@@ -195,6 +199,7 @@ impl Device {
             stream,
             context,
             multiprocessors,
+            can_begin_early: generation >= 9,
         })
     }
 
@@ -395,7 +400,7 @@ impl Device {
             sharedMemBytes: grid.shared,
             hStream: self.stream(),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(grid.behind),
+            numAttrs: u32::from(grid.behind && self.can_begin_early),
         };
         // SAFETY: the kernel takes one struct, whose Rust form build.rs made from its header. What its pointers point
         // to was checked by the launcher.

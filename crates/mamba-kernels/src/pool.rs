@@ -18,14 +18,22 @@ pub enum Kind {
 }
 
 /// Pools `hidden` [tokens, d_model] into `out` [slots, d_model] f32, each sequence into its slot's row, as `kinds` (one
-/// a sequence) says. Empty sequences leave their row as it is.
+/// a sequence) says. Empty sequences leave their row as it is. `in_order` adds tokens one after the other, so that a sum
+/// has the same bits however the sequence is cut into batches.
 ///
 /// # Errors
 /// [`crate::Error::Lost`], [`crate::Error::OutOfMemory`].
 ///
 /// # Panics
 /// If a slot has no row, a view does not lie within its buffer, or shapes and types do not fit one another.
-pub fn pool(device: &Device, batch: &Batch, kinds: &[Kind], hidden: Rows, out: RowsMut) -> Result<()> {
+pub fn pool(
+    device: &Device,
+    batch: &Batch,
+    kinds: &[Kind],
+    hidden: Rows,
+    out: RowsMut,
+    in_order: bool,
+) -> Result<()> {
     let (sequences, channels, float) = (batch.sequences(), hidden.cols, hidden.float());
     assert_eq!(kinds.len(), sequences, "kinds of pooling");
     let kinds = device.list(&kinds.iter().map(|kind| *kind as i32).collect::<Vec<_>>())?;
@@ -41,6 +49,10 @@ pub fn pool(device: &Device, batch: &Batch, kinds: &[Kind], hidden: Rows, out: R
         channels: channels as i32,
         ..Pool::default()
     };
+    if in_order {
+        let grid = Grid::new([channels.div_ceil(256), sequences, 1], 256);
+        return device.launch(Kernel::of("pool_in_order", float), grid, &params);
+    }
     let columns = channels.div_ceil(params::pool_channels(float.bytes()));
     device.launch(Kernel::of("pool", float), Grid::new([columns, sequences, 1], 256), &params)
 }

@@ -111,10 +111,11 @@ pub fn chunks(batch: &Batch) -> usize {
 pub fn forward(device: &Device, batch: &Batch, op: Forward) -> Result<()> {
     let Forward { u, delta, delta_bias, a, b, c, d, z, state, out, boundary, whole } = op;
     let (tokens, channels, states, float) = (batch.tokens(), u.cols, b.cols, u.float());
-    let fast = is_fast(states, channels, &[Some(u), Some(delta), z, Some(b), Some(c)])
+    let inputs = [Some(u), Some(delta), z, Some(b), Some(c)];
+    check(states, channels, inputs.iter().flatten().chain([&out.view()]))?;
+    let fast = is_fast(states, channels, &inputs)
         && out.view().is_aligned(2 * float.bytes())
         && state.as_ref().is_none_or(|state| state.is_aligned(8));
-    check(states, channels)?;
     let plan = Plan::forward(device, batch, channels, fast, whole);
     let cut = plan.cut(device, batch)?;
     let segments = cut.segments;
@@ -192,10 +193,11 @@ pub fn backward(device: &Device, batch: &Batch, op: Backward) -> Result<()> {
     assert!(z.is_some() == z_grad.is_some() && d.is_some() == op.d_grad.is_some(), "gradients of z and D");
     assert!(delta_bias.is_some() == op.delta_bias_grad.is_some(), "the gradient of the bias of delta");
     let outputs = [Some(u_grad.view()), Some(delta_grad.view()), z_grad.as_ref().map(RowsMut::view)];
-    let fast = is_fast(states, channels, &[Some(u), Some(delta), z, Some(b), Some(c), Some(out_grad)])
+    let inputs = [Some(u), Some(delta), z, Some(b), Some(c), Some(out_grad)];
+    check(states, channels, inputs.iter().chain(&outputs).flatten())?;
+    let fast = is_fast(states, channels, &inputs)
         && outputs.iter().flatten().all(|rows| rows.is_aligned(2 * float.bytes()))
         && [&last_state_grad, &initial_state_grad].into_iter().flatten().all(|state| state.is_aligned(8));
-    check(states, channels)?;
     let plan = Plan::backward(device, batch, channels, fast);
     let cut = plan.cut(device, batch)?;
     let (segments, blocks) = (cut.segments, channels.div_ceil(TILE));
@@ -299,9 +301,11 @@ pub fn backward(device: &Device, batch: &Batch, op: Backward) -> Result<()> {
     device.launch(Kernel::plain("selective_scan_reduce"), grid, &params)
 }
 
-fn check(states: usize, channels: usize) -> Result<()> {
+fn check<'a>(states: usize, channels: usize, rows: impl IntoIterator<Item = &'a Rows<'a>>) -> Result<()> {
     Error::check("d_state", states, 1..=256, "1 to 256")?;
-    Error::check("d_inner", channels, 1..=1 << 26, "1 to 67108864")
+    Error::check("d_inner", channels, 1..=1 << 26, "1 to 67108864")?;
+    let stride = rows.into_iter().map(|rows| rows.stride).max().unwrap_or(0);
+    Error::check("elements from a row to the next", stride, 0..=i32::MAX as usize, "below 2147483648")
 }
 
 /// Whether the kernels for 16 states take these inputs.
@@ -374,7 +378,7 @@ impl Plan {
         } else if 8 * blocks >= room {
             Self { path: Path::Tile, pieces: room.div_ceil(blocks), shrinking: true }
         } else {
-            Self { path: Path::Tile, pieces: (2 * room / blocks).min(chunks / 2).max(1), shrinking: false }
+            Self { path: Path::Tile, pieces: (4 * room / blocks).min(chunks / 2).max(1), shrinking: false }
         }
     }
 

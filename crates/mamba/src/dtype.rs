@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::quantize::Format;
 
-/// The type that weights are kept in. Activations, states and accumulators are f32 on every path (products with
-/// quantized weights take activations of 13 bits: [`crate::ops::linear`]).
+/// The type that weights are kept in, and on a GPU also activations. States and accumulators are f32 on every path, on the
+/// CPU activations too (products with quantized weights take them with 13 bits: [`crate::ops::linear`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float.

@@ -8,11 +8,16 @@ use std::time::Duration;
 use mamba::checkpoint::{Checkpoint, OpenOptions};
 use mamba::config::Config;
 use mamba::engine::{
-    Cancel, EmbedOptions, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Pooling, Session,
-    Task, TokenEvent,
+    Cancel, Device, EmbedOptions, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Pooling,
+    Session, Task, TokenEvent,
 };
 use mamba::generate::SamplerOptions;
 use mamba::{DType, Error, Mamba};
+
+/// Also where a GPU is built in and there.
+fn on_the_cpu() -> LoadOptions {
+    LoadOptions { device: Device::Cpu, ..LoadOptions::default() }
+}
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/mamba-novels-7m")
@@ -23,7 +28,7 @@ fn load(options: &LoadOptions) -> Mamba {
 }
 
 fn model() -> Mamba {
-    load(&LoadOptions { threads: Some(2), dtype: Some(DType::F32), ..LoadOptions::default() })
+    load(&LoadOptions { threads: Some(2), dtype: Some(DType::F32), ..on_the_cpu() })
 }
 
 /// Submits and waits; the streamed tokens and the result.
@@ -128,7 +133,7 @@ fn company_slots_chunks_and_threads_change_nothing() {
             max_batch,
             prefill_chunk: Some(prefill_chunk),
             deterministic: true,
-            ..LoadOptions::default()
+            ..on_the_cpu()
         };
         let together = load(&options_);
         let answers: Vec<_> = (0..64)
@@ -149,7 +154,7 @@ fn company_slots_chunks_and_threads_change_nothing() {
 /// do not; without, greedy texts may part only where the two best tokens are as good as equal.
 #[test]
 fn bf16_in_company() {
-    let bf16 = LoadOptions { threads: Some(2), dtype: Some(DType::BF16), ..LoadOptions::default() };
+    let bf16 = LoadOptions { threads: Some(2), dtype: Some(DType::BF16), ..on_the_cpu() };
     for deterministic in [true, false] {
         let model = load(&LoadOptions { deterministic, ..bf16.clone() });
         let sampler = SamplerOptions { logprobs: 2, ..SamplerOptions::default() };
@@ -221,7 +226,7 @@ fn sessions_go_on_as_one_text() {
     assert_eq!(restored.tokens(), (length + 15) as u64);
     assert_eq!(go_on(&model, &restored, options(25)), whole[15..]);
     // Another handle of the same model, in another dtype: restores too.
-    let other = load(&LoadOptions { threads: Some(1), dtype: Some(DType::BF16), ..LoadOptions::default() });
+    let other = load(&LoadOptions { threads: Some(1), dtype: Some(DType::BF16), ..on_the_cpu() });
     assert_eq!(go_on(&other, &other.restore(&bytes).unwrap(), options(25)), whole[15..]);
 }
 
@@ -269,9 +274,7 @@ fn sessions_are_guarded() {
         Config::from_json(r#"{"d_model": 16, "n_layer": 1, "vocab_size": 8192}"#).unwrap(),
         1,
     );
-    let other =
-        Mamba::from_checkpoint(&other, None, &LoadOptions::default(), &Cancel::default(), &mut |_| {})
-            .unwrap();
+    let other = Mamba::from_checkpoint(&other, None, &on_the_cpu(), &Cancel::default(), &mut |_| {}).unwrap();
     assert_eq!(other.restore(&session.to_bytes().unwrap()).unwrap_err().code(), "SESSION_MISMATCH");
     let foreign = Task::Append { session, input: Input::Ids(vec![1]) };
     assert_eq!(start(&other, foreign, Cancel::default()).unwrap_err().code(), "SESSION_MISMATCH");
@@ -380,7 +383,7 @@ fn a_panicking_callback_does_not_end_the_engine() {
 /// Thousands of texts wait to be embedded; a word asked for meanwhile does not wait for them all.
 #[test]
 fn many_texts_do_not_starve_a_generation() {
-    let model = load(&LoadOptions { max_batch: 4, threads: Some(2), ..LoadOptions::default() });
+    let model = load(&LoadOptions { max_batch: 4, threads: Some(2), ..on_the_cpu() });
     let inputs = vec![Input::Ids(vec![7; 64]); 600];
     let texts =
         start(&model, Task::Embed { inputs, options: EmbedOptions::default() }, Cancel::default()).unwrap();
@@ -437,7 +440,7 @@ fn embeddings_keep_their_order_and_are_those_of_each_text_alone() {
 
 #[test]
 fn what_can_be_refused_at_once_is() {
-    let model = load(&LoadOptions { queue_limit: 2, threads: Some(1), ..LoadOptions::default() });
+    let model = load(&LoadOptions { queue_limit: 2, threads: Some(1), ..on_the_cpu() });
     let code = |task| start(&model, task, Cancel::default()).unwrap_err().code();
     let ids = |ids: &[u32]| Input::Ids(ids.to_vec());
     assert_eq!(code(Task::Generate { prompt: ids(&[]), options: options(1) }), "EMPTY_PROMPT");
@@ -467,22 +470,32 @@ fn what_can_be_refused_at_once_is() {
     ask(&model, Task::Score { input: ids(&[1, 2]) }).1.unwrap();
 
     for bad in [
-        LoadOptions { threads: Some(0), ..LoadOptions::default() },
-        LoadOptions { max_batch: 0, ..LoadOptions::default() },
-        LoadOptions { prefill_chunk: Some(0), ..LoadOptions::default() },
-        LoadOptions { queue_limit: 0, ..LoadOptions::default() },
+        LoadOptions { threads: Some(0), ..on_the_cpu() },
+        LoadOptions { max_batch: 0, ..on_the_cpu() },
+        LoadOptions { prefill_chunk: Some(0), ..on_the_cpu() },
+        LoadOptions { queue_limit: 0, ..on_the_cpu() },
     ] {
         let error = Mamba::load(&folder(), &bad, &Cancel::default(), &mut |_| {}).err().unwrap();
         assert_eq!(error.code(), "OPTION_INVALID", "{error}");
     }
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_device_that_is_not_built_in_is_refused() {
+    let options = LoadOptions { device: Device::Cuda, ..on_the_cpu() };
+    let error = Mamba::load(&folder(), &options, &Cancel::default(), &mut |_| {}).err().unwrap();
+    assert_eq!(error.code(), "DEVICE_UNAVAILABLE", "{error}");
+    let options = LoadOptions { device: Device::Auto, ..on_the_cpu() };
+    let model = Mamba::load(&folder(), &options, &Cancel::default(), &mut |_| {}).unwrap();
+    assert_eq!(model.info().device, "cpu");
+}
+
 #[test]
 fn ids_work_without_a_tokenizer_and_text_does_not() {
     let checkpoint = Checkpoint::open(&folder(), &OpenOptions::default()).unwrap();
     let model =
-        Mamba::from_checkpoint(&checkpoint, None, &LoadOptions::default(), &Cancel::default(), &mut |_| {})
-            .unwrap();
+        Mamba::from_checkpoint(&checkpoint, None, &on_the_cpu(), &Cancel::default(), &mut |_| {}).unwrap();
     let output =
         ask(&model, Task::Generate { prompt: Input::Ids(vec![5, 6]), options: options(5) }).1.unwrap();
     assert!(matches!(output, Output::Generated { text, tokens, .. } if text.is_empty() && tokens.len() == 5));
@@ -519,7 +532,7 @@ fn disposal_answers_everyone_and_frees() {
 #[test]
 fn loading_reports_progress_and_can_be_cancelled() {
     let mut stages = Vec::new();
-    let options = LoadOptions { validate: true, ..LoadOptions::default() };
+    let options = LoadOptions { validate: true, ..on_the_cpu() };
     Mamba::load(&folder(), &options, &Cancel::default(), &mut |p| {
         assert!(p.loaded_bytes <= p.total_bytes);
         stages.push((p.stage, p.loaded_bytes, p.total_bytes));
@@ -548,8 +561,7 @@ fn unusual_shapes_run() {
         let checkpoint = Checkpoint::random(Config::from_json(config).unwrap(), 3);
         let mut results = Vec::new();
         for (max_batch, prefill_chunk) in [(1, 1), (4, 100)] {
-            let options_ =
-                LoadOptions { max_batch, prefill_chunk: Some(prefill_chunk), ..LoadOptions::default() };
+            let options_ = LoadOptions { max_batch, prefill_chunk: Some(prefill_chunk), ..on_the_cpu() };
             let model = Mamba::from_checkpoint(&checkpoint, None, &options_, &Cancel::default(), &mut |_| {})
                 .unwrap();
             let ids: Vec<u32> = (0..50).map(|i| i % 5).collect();

@@ -1,6 +1,6 @@
-// The convolution's gradients: a warp walks through an eighth of the block's tokens, 128 channels, the window of inputs and that of the
-// pre-activations' gradients in registers; the sums over tokens go through shared memory to one row of `partial` a block.
-// Bound by memory, closely followed by arithmetic. params.h has the launch.
+// The convolution's gradients: a warp walks through an eighth of the block's tokens, 128 channels, the window of inputs and
+// that of the pre-activations' gradients in registers; the sums over tokens go through shared memory to one row of `partial`
+// a block. Bound by memory, closely followed by arithmetic. params.h has the launch.
 #include "common.cuh"
 
 namespace conv {
@@ -41,9 +41,9 @@ __device__ __forceinline__ void write_partial(const ConvBackward &p, int k, cons
     __syncthreads();
 }
 
-// kConv: d_conv; rows aligned. With g_t the gradient of the pre-activation, input t - (kConv - 1) gets sum over k of weight[k] * g_(t - k)
-// once g_t is known; for tokens past the sequence's end g is zero. Inputs before its first token are the initial state, those
-// of its last kConv - 1 are also the last state.
+// kConv: d_conv; rows aligned. With g_t the gradient of the pre-activation, input t - (kConv - 1) gets
+// sum over k of weight[k] * g_(t - k) once g_t is known; for tokens past the sequence's end g is zero. Inputs before its
+// first token are the initial state, those of its last kConv - 1 are also the last state.
 template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece piece) {
     constexpr int kPast = kConv - 1;
     const int E = p.channels, c = blockIdx.x * kChannels + threadIdx.x % 32 * V;

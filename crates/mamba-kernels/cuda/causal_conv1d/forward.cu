@@ -7,8 +7,8 @@ namespace conv {
 constexpr int V = kConvChannels;
 template <class T> constexpr int kGroup = 8 / sizeof(T); // tokens whose loads are under way
 
-// kConv: d_conv; rows aligned. Whoever has a channel's first tokens also reads its initial state and writes its last, in this order, so
-// no thread can find a state that another has already replaced.
+// kConv: d_conv; rows aligned. Whoever has a channel's first tokens also reads its initial state and writes its last, in
+// this order, so no thread can find a state that another has already replaced.
 template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece piece) {
     constexpr int kPast = kConv - 1;
     const int E = p.channels, c = (blockIdx.x * blockDim.x + threadIdx.x) * V;

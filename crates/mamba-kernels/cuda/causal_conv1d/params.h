@@ -12,12 +12,12 @@
 //   causal_conv1d_forward_<dtype>    128    0       (ceil(E / 512), conv_blocks(T, sequences, block_tokens))
 //   causal_conv1d_backward_<dtype>   256    0       (ceil(E / 128), conv_blocks(T, sequences, block_tokens))
 //   causal_conv1d_reduce             256    0       ceil((d_conv + 1) * E / 32), after backward
-// Nothing to launch for no sequences.
+// Nothing to launch for no sequences; conv_blocks must stay below 65536, so at most some 40000 sequences a launch.
 #pragma once
 
 constexpr int kConvChannels = 4; // of a thread
 // Tokens of a block (block_tokens): few where that makes too few blocks. Backward's sums depend on it, nothing else does.
-constexpr int conv_forward_tokens(int tokens) { return tokens < 8192 ? 16 : 64; }
+constexpr int conv_forward_tokens(int tokens) { return tokens < 8192 ? 16 : 32 + tokens / 32768; }
 constexpr int conv_backward_tokens(int tokens) { return tokens < 8192 ? 256 : 1024; } // an eighth for each warp
 // Blocks in y: each sequence has enough for its tokens, and one where it is empty.
 constexpr int conv_blocks(int tokens, int sequences, int block_tokens) { return tokens / block_tokens + sequences; }

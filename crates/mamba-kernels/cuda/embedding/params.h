@@ -9,7 +9,8 @@
 //   gather_<dtype>             (ceil(E / gather_channels(size)), ceil(count / kGatherRows))     kGatherThreads   0
 //   embedding_backward         (ceil(E / gather_channels(4)), ceil(count / kEmbeddingTokens))     kGatherThreads   0
 //   embedding_backward_join    likewise, after it
-// with `size` the dtype's bytes. Nothing to launch for count = 0.
+// with `size` the dtype's bytes. Nothing to launch for count = 0; a launch takes at most 262140 rows (65535 blocks
+// in y), embedding_backward 4194240.
 #pragma once
 
 constexpr int kGatherThreads = 128;

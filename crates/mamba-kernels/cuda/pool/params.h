@@ -7,6 +7,7 @@
 //
 // Launch            grid                                                  block  shared
 //   pool_<dtype>    (ceil(E / pool_channels(size)), sequences)            256    0
+//   pool_in_order_<dtype>    (ceil(E / 256), sequences)                   256    0
 // with `size` the dtype's bytes. Nothing to launch for no sequences.
 #pragma once
 

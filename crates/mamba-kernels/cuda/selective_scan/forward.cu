@@ -284,14 +284,14 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
         FourTwice<T> b, c = {};
         auto token = [&](int k) { return seg.begin + k * kNarrowSteps + step; };
         auto channels = [&](const void *base, long long stride, int t) {
-            return *reinterpret_cast<const Four<T> *>(row<T>(base, stride, t) + at);
+            return *reinterpret_cast<const Four<T> *>(row<T>(base, (int)stride, t) + at);
         };
         auto load = [&](int k) {
             const int t = min(token(k), seg.end - 1);
             u = channels(p.u, p.u_stride, t);
             delta = channels(p.delta, p.delta_stride, t);
-            b = *reinterpret_cast<const FourTwice<T> *>(row<T>(p.b, p.b_stride, t) + 8 * part);
-            if (!kLocal) c = *reinterpret_cast<const FourTwice<T> *>(row<T>(p.c, p.c_stride, t) + 8 * part);
+            b = *reinterpret_cast<const FourTwice<T> *>(row<T>(p.b, (int)p.b_stride, t) + 8 * part);
+            if (!kLocal) c = *reinterpret_cast<const FourTwice<T> *>(row<T>(p.c, (int)p.c_stride, t) + 8 * part);
         };
         auto load_late = [&](int k) {
             const int t = min(token(k), seg.end - 1);
@@ -327,7 +327,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 y[j] = fmaf(skip[j], uf[j], shared[k % 2].y[4 * part + j][step]) * fmaf(zf[j], sigmoid(zf[j]), ungated);
-            T *to = row<T>(p.y, p.y_stride, token(k)) + ch;
+            T *to = row<T>(p.y, (int)p.y_stride, token(k)) + ch;
             const bool valid = token(k) < seg.end && alive;
             store_if<T>(to, pair_of<T>(y[0], y[1]), valid);
             store_if<T>(to + 2, pair_of<T>(y[2], y[3]), valid);

@@ -2,7 +2,7 @@
 // no padding in between) so that Rust repeats them with #[repr(C)].
 //
 // Shapes: T tokens (all sequences of the call, packed one after the other), E channels, N states a channel.
-// A row stride counts elements from one token's row to the next; within a row channels (or states) are
+// A row stride counts elements from one token's row to the next, at most 2^31 - 1; within a row channels (or states) are
 // contiguous. "dtype" is the type of the kernel's instance: __nv_bfloat16, __half or float.
 // A sequence's state lies in a slot: [N, E] f32 at the pointer + slot * state_stride elements. No two sequences
 // of a call share a slot.

@@ -53,7 +53,7 @@ impl Cuda {
     }
 
     /// Uses only what does not depend on the number of rows or sequences: products of 64 rows at a time, scans that are
-    /// never cut in time, and for a decode step the kernels of whole sequences.
+    /// never cut in time, pooling token by token, and for a decode step the kernels of whole sequences.
     #[must_use]
     pub fn deterministic(mut self, deterministic: bool) -> Self {
         self.deterministic = deterministic;
@@ -195,7 +195,8 @@ impl Backend for Cuda {
             Some(PoolKind::Last) => Kind::Last,
         };
         let kinds: Vec<Kind> = op.kinds.iter().map(kind).collect();
-        kernels::pool::pool(&self.device, plan, &kinds, rows(op.hidden), rows_mut(op.out)).map_err(failed)
+        let (hidden, out) = (rows(op.hidden), rows_mut(op.out));
+        kernels::pool::pool(&self.device, plan, &kinds, hidden, out, self.deterministic).map_err(failed)
     }
 
     fn gather(&mut self, x: View<Buffer>, indices: &[u32], out: ViewMut<Buffer>) -> Result<()> {

@@ -11,10 +11,11 @@ use common::cuda::{ask, generated, greedy, load};
 use common::model::{Runner, alone, mean, packed, texts};
 use common::ops::{self, Bounds, OFFICIAL_SCANS, official_scan};
 use common::{Rng, Truth, relative_l2, wide};
-use mamba::backend::Backend;
+use mamba::backend::{Backend, Batch, ViewMut};
 use mamba::cpu::Cpu;
 use mamba::cuda::Cuda;
 use mamba::engine::{Cancel, Device, EmbedOptions, Event, Input, LoadOptions, Output, Task};
+use mamba::ops::pool::{Pool, PoolKind};
 use mamba::{DType, Error, Mamba};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -184,6 +185,33 @@ fn sessions_move_between_devices() {
             )));
         }
         assert_eq!(tokens, expected);
+    }
+}
+
+/// Sums over a sequence's hidden states, whole and in two batches.
+#[test]
+fn pooled_sums_have_the_same_bits_in_any_batches() {
+    for dtype in DTYPES {
+        let mut cuda = Cuda::new(dtype).unwrap().deterministic(true);
+        let (length, cut, d_model) = (300, 123, 100);
+        let hidden = ops::Strided::random(&mut cuda, &mut Rng(5), length, d_model, 1.0);
+        let mut pooled = |parts: &[(usize, usize)]| {
+            let mut row = ops::buffer(&mut cuda, &vec![f32::NAN; d_model]);
+            for (from, to) in parts {
+                let mut batch = Batch::new();
+                batch.push(&vec![0; to - from], 0, *from == 0);
+                let plan = cuda.plan(&batch).unwrap();
+                let mut view = hidden.view();
+                view.offset += from * view.stride;
+                view.rows = to - from;
+                let out = ViewMut::dense(&mut row, 1, d_model);
+                cuda.pool(&plan, Pool { kinds: &[Some(PoolKind::Sum)], hidden: view, out }).unwrap();
+            }
+            ops::read(&mut cuda, &row, d_model)
+        };
+        let whole = pooled(&[(0, length)]);
+        assert!(whole.iter().all(|x| x.is_finite()));
+        assert_eq!(whole, pooled(&[(0, cut), (cut, length)]), "{}", dtype.name());
     }
 }
 
