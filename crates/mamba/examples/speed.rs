@@ -44,7 +44,7 @@ fn main() {
     let checkpoint = Checkpoint::random(Config::from_json(&config).expect("a shape"), 1);
     let tokenizer =
         option("--tokenizer").map(|path| Tokenizer::from_file(Path::new(&path)).expect("a tokenizer"));
-    let options = LoadOptions { dtype: Some(dtype), threads: Some(threads), ..LoadOptions::default() };
+    let options = LoadOptions { dtype: Some(dtype), threads: Some(threads), prefill_chunk: std::env::var("CHUNK").map_or(512, |c| c.parse().unwrap()), ..LoadOptions::default() };
     let began = Instant::now();
     let model = Mamba::from_checkpoint(&checkpoint, tokenizer, &options, &Cancel::default(), &mut |_| {})
         .expect("a model");

@@ -1,5 +1,7 @@
 //! The convolution, vectorised over channels; parallel over sequences and channels.
 
+use std::ops::Range;
+
 use super::CausalConv1d;
 use crate::backend::Batch;
 use crate::cpu::math;
@@ -8,6 +10,8 @@ use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
 use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut, channel_tasks};
 
+/// Rows that all channels of a task take before the next ones: they stay in cache and in the TLB. At least a window.
+const STEPS: usize = 32;
 /// The widest window that `Config` admits.
 const MAX_WINDOW: usize = 16;
 
@@ -78,13 +82,18 @@ impl Kernel for Conv {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: `causal_conv1d` made the pointers; channels beyond `to` are masked.
         unsafe {
-            for channel in (self.from..self.to).step_by(S::LANES) {
-                let lanes = S::LANES.min(self.to - channel);
-                if self.d_conv == 4 {
-                    self.channels::<S>(&mut [S::splat(0.0); 4], &mut [S::splat(0.0); 4], channel, lanes);
-                } else {
-                    let (mut w, mut x) = ([S::splat(0.0); MAX_WINDOW], [S::splat(0.0); MAX_WINDOW]);
-                    self.channels::<S>(&mut w[..self.d_conv], &mut x[..self.d_conv], channel, lanes);
+            for begin in (self.begin..self.end).step_by(STEPS) {
+                let rows = begin..self.end.min(begin + STEPS);
+                for channel in (self.from..self.to).step_by(S::LANES) {
+                    let lanes = S::LANES.min(self.to - channel);
+                    if self.d_conv == 4 {
+                        let (mut w, mut x) = ([S::splat(0.0); 4], [S::splat(0.0); 4]);
+                        self.channels::<S>(&mut w, &mut x, channel, lanes, rows.clone());
+                    } else {
+                        let (mut w, mut x) = ([S::splat(0.0); MAX_WINDOW], [S::splat(0.0); MAX_WINDOW]);
+                        let (w, x) = (&mut w[..self.d_conv], &mut x[..self.d_conv]);
+                        self.channels::<S>(w, x, channel, lanes, rows.clone());
+                    }
                 }
             }
         }
@@ -92,9 +101,16 @@ impl Kernel for Conv {
 }
 
 impl Conv {
-    /// `w` and `x` are room for the weights and the newest d_conv inputs, oldest first.
+    /// Some rows of a vector of channels. `w` and `x` are room for the weights and the newest d_conv inputs, oldest first.
     #[inline(always)]
-    unsafe fn channels<S: Simd>(&self, w: &mut [S::F], x: &mut [S::F], channel: usize, lanes: usize) {
+    unsafe fn channels<S: Simd>(
+        &self,
+        w: &mut [S::F],
+        x: &mut [S::F],
+        channel: usize,
+        lanes: usize,
+        rows: Range<usize>,
+    ) {
         let d_conv = w.len();
         // SAFETY: the caller's ranges.
         unsafe {
@@ -103,13 +119,16 @@ impl Conv {
                 *w = S::load_first(self.weight.add(at(k)), lanes);
             }
             let bias = self.bias.map_or(S::splat(0.0), |bias| S::load_first(bias.add(channel), lanes));
-            // The first slot is shifted out by the first input.
-            if let (Some(window), false) = (self.window, self.fresh) {
-                for (k, x) in x[1..].iter_mut().enumerate() {
-                    *x = S::load_first(window.add(at(k)), lanes);
+            // The inputs before these rows, of this sequence or of its window; the first slot is shifted out.
+            for (k, x) in x.iter_mut().enumerate().skip(1) {
+                let row = rows.start + k;
+                if row >= self.begin + d_conv {
+                    *x = S::load_first(self.x.at(row - d_conv, channel), lanes);
+                } else if let (Some(window), false) = (self.window, self.fresh) {
+                    *x = S::load_first(window.add(at(row - self.begin - 1)), lanes);
                 }
             }
-            for t in self.begin..self.end {
+            for t in rows.clone() {
                 for k in 1..d_conv {
                     x[k - 1] = x[k];
                 }
@@ -120,7 +139,7 @@ impl Conv {
                 }
                 S::store_first(self.out.at(t, channel), math::silu::<S>(sum), lanes);
             }
-            if let Some(window) = self.window {
+            if let (Some(window), true) = (self.window, rows.end == self.end) {
                 for (k, x) in x[1..].iter().enumerate() {
                     S::store_first(window.add(at(k)), *x, lanes);
                 }
