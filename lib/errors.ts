@@ -62,6 +62,8 @@ export type MambaErrorCode =
   | 'OUT_OF_MEMORY'
   /** A device that is not there or not built in. */
   | 'DEVICE_UNAVAILABLE'
+  /** A GPU that was in use and is no longer, for all models on it; those on the CPU live on. Restart the process. */
+  | 'DEVICE_LOST'
   /** A defect of this library. */
   | 'INTERNAL'
 

@@ -15,7 +15,7 @@ use crate::model::{Handle, NativeJob, NativeModel};
 /// Of `Mamba.load`; what is left out has the core's default.
 #[napi(object, object_to_js = false)]
 pub struct NativeLoadOptions {
-    /// `auto`, `cpu`.
+    /// `auto`, `cpu`, `cuda`.
     pub device: Option<String>,
     /// `f32`, `bf16`, `f16`.
     pub dtype: Option<String>,
@@ -43,12 +43,7 @@ impl NativeLoadOptions {
             device: match self.device.as_deref() {
                 None | Some("auto") => Device::Auto,
                 Some("cpu") => Device::Cpu,
-                Some("cuda") => {
-                    return Err(Error::DeviceUnavailable {
-                        device: "cuda".into(),
-                        reason: "this binary was built without CUDA; expected `auto` or `cpu`".into(),
-                    });
-                }
+                Some("cuda") => Device::Cuda,
                 Some(other) => {
                     return Err(Error::option("device", format!("`{other}`"), "`auto`, `cpu` or `cuda`"));
                 }

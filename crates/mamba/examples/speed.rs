@@ -2,6 +2,7 @@
 //! `cargo run --release -p mamba --example speed -- 130m f32 2` (shape, dtype, threads).
 //!
 //! Prints a JSON line of the model, then one a round. Options:
+//! - `--device cuda`: on the GPU (with the feature `cuda`).
 //! - `--tokenizer FILE --texts FILE`: embeds the texts (one a line) too, tokenization included.
 //! - `--stdin`: instead of rounds, one measurement for each line read (`prefill 512`, `decode 32 32` for 32
 //!   sequences and 32 steps, `embed FILE`), so that another program can take turns with this one.
@@ -14,7 +15,9 @@ use std::time::Instant;
 
 use mamba::checkpoint::{Checkpoint, save};
 use mamba::config::Config;
-use mamba::engine::{Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task, Usage};
+use mamba::engine::{
+    Cancel, Device, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task, Usage,
+};
 use mamba::text::Tokenizer;
 use mamba::{DType, Mamba};
 use serde_json::{Value, json};
@@ -44,7 +47,14 @@ fn main() {
     let checkpoint = Checkpoint::random(Config::from_json(&config).expect("a shape"), 1);
     let tokenizer =
         option("--tokenizer").map(|path| Tokenizer::from_file(Path::new(&path)).expect("a tokenizer"));
-    let options = LoadOptions { dtype: Some(dtype), threads: Some(threads), prefill_chunk: std::env::var("CHUNK").map_or(512, |c| c.parse().unwrap()), ..LoadOptions::default() };
+    let device = match option("--device").as_deref() {
+        None | Some("cpu") => Device::Cpu,
+        Some("cuda") => Device::Cuda,
+        Some(other) => panic!("no device {other}: cpu or cuda"),
+    };
+    // A slot for every sequence that is decoded at once.
+    let (dtype, threads, max_batch) = (Some(dtype), Some(threads), 64);
+    let options = LoadOptions { device, dtype, threads, max_batch, ..LoadOptions::default() };
     let began = Instant::now();
     let model = Mamba::from_checkpoint(&checkpoint, tokenizer, &options, &Cancel::default(), &mut |_| {})
         .expect("a model");
@@ -57,8 +67,9 @@ fn main() {
         "{}",
         json!({
             "shape": shape,
-            "dtype": dtype.name(),
-            "threads": threads,
+            "dtype": model.info().dtype.name(),
+            "device": model.info().device,
+            "threads": model.info().threads,
             "parameters": model.info().parameters,
             "weightBytes": model.info().weight_bytes,
             "packedSeconds": packed_seconds,

@@ -2,8 +2,8 @@
 //! never see a slice, a pointer or a kernel.
 //!
 //! A backend owns its buffers and weights. Operations write into buffers that they are given, from a
-//! workspace that is sized once, so nothing is allocated within a step. `Cpu` runs a call at once; a GPU
-//! backend may enqueue it, so results are only there after [`Backend::read`].
+//! workspace that is sized once, so nothing is allocated within a step. `Cpu` runs a call at once, `Cuda` queues
+//! it, so results are only there after [`Backend::read`].
 
 use crate::checkpoint::Tensor;
 use crate::dtype::DType;
@@ -42,6 +42,13 @@ impl<'a, T> View<'a, T> {
         Self { buffer, offset: 0, rows, cols, stride: cols }
     }
 
+    /// Rows `from .. from + rows`.
+    #[must_use]
+    pub fn part(self, from: usize, rows: usize) -> Self {
+        assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
+        Self { offset: self.offset + from * self.stride, rows, ..self }
+    }
+
     /// Columns `from .. from + cols`.
     #[must_use]
     pub fn columns(self, from: usize, cols: usize) -> Self {
@@ -69,6 +76,13 @@ impl<'a, T> ViewMut<'a, T> {
     /// The first `rows` rows of a buffer whose rows are `cols` long, without gaps.
     pub fn dense(buffer: &'a mut T, rows: usize, cols: usize) -> Self {
         Self { buffer, offset: 0, rows, cols, stride: cols }
+    }
+
+    /// Rows `from .. from + rows`.
+    #[must_use]
+    pub fn part(self, from: usize, rows: usize) -> Self {
+        assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
+        Self { offset: self.offset + from * self.stride, rows, ..self }
     }
 }
 
@@ -147,13 +161,26 @@ pub trait Backend: Sized + Send + 'static {
     /// `cpu`, `cuda`, …
     fn name(&self) -> &'static str;
 
-    /// A buffer of `len` zeros.
+    /// Tokens that a step computes at most where nobody says: as many as fill the device.
+    fn prefill_chunk(&self) -> usize {
+        512
+    }
+
+    /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`.
     fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer>;
 
-    /// Copies into a buffer, from element `offset` on.
+    /// A buffer of `len` zeros for activations, in the type that this backend keeps them in.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn activations(&mut self, len: usize) -> Result<Self::Buffer> {
+        self.alloc(len, "activations")
+    }
+
+    /// Copies into a buffer, from element `offset` on; rounded to its type.
     fn write(&mut self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()>;
 
     /// Copies out of a buffer, from element `offset` on, once all work queued before is done.
@@ -167,6 +194,14 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Prepares a batch.
     fn plan(&mut self, batch: &Batch) -> Result<Self::Plan>;
+
+    /// The part of a plan of `tokens` tokens that begins with token `from`, and how many tokens it has: what lies between
+    /// a mixer's large products is done for one part after the other, so that a backend with caches finds there what it
+    /// wrote. A sequence that goes on from part to part does so through its slot.
+    fn part<'p>(&self, plan: &'p Self::Plan, from: usize, tokens: usize) -> (&'p Self::Plan, usize) {
+        debug_assert_eq!(from, 0);
+        (plan, tokens)
+    }
 
     /// `out[t] = table[ids[t]]`: rows of the embedding [vocab, d_model] for the plan's tokens.
     fn embedding(

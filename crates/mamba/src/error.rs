@@ -198,12 +198,14 @@ pub enum Error {
     #[error("the session is in use by another call; wait for it, or fork the session")]
     SessionBusy,
     /// Memory could not be had.
-    #[error("cannot allocate {bytes} bytes for {what}")]
+    #[error("cannot allocate {bytes} bytes for {what}{}", free.map_or(String::new(), |free| format!("; {free} are free on the device")))]
     OutOfMemory {
         /// How much.
         bytes: u64,
         /// For what.
         what: String,
+        /// What a GPU has left; `None` for the computer's own memory, where nobody knows.
+        free: Option<u64>,
     },
     /// A device that is not there or not built in.
     #[error("device `{device}` is not available: {reason}")]
@@ -211,6 +213,15 @@ pub enum Error {
         /// The name that was asked for.
         device: String,
         /// Why not.
+        reason: String,
+    },
+    /// A device that was in use and is no longer: a kernel failed on it, or the card is gone. All requests on it end with
+    /// this error, and the driver lets this process use it no more; the process and its models on the CPU live on.
+    #[error("device `{device}` was lost: {reason}. Restart the process to use it again")]
+    DeviceLost {
+        /// Which device.
+        device: String,
+        /// What the driver said.
         reason: String,
     },
     /// A defect of this library: a panic that was caught, a broken invariant.
@@ -256,6 +267,7 @@ impl Error {
             Self::SessionBusy => "SESSION_BUSY",
             Self::OutOfMemory { .. } => "OUT_OF_MEMORY",
             Self::DeviceUnavailable { .. } => "DEVICE_UNAVAILABLE",
+            Self::DeviceLost { .. } => "DEVICE_LOST",
             Self::Internal { .. } => "INTERNAL",
         }
     }

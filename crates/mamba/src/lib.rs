@@ -8,6 +8,8 @@ pub mod backend;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dtype;
 pub mod engine;
 pub mod error;

@@ -128,7 +128,7 @@ fn model_and_engine_run_on_any_backend_and_allocate_nothing_within_a_step() {
         1,
         &Checkpoint::random(config, 1),
         None,
-        &LoadOptions { prefill_chunk: 10, max_batch: 4, ..LoadOptions::default() },
+        &LoadOptions { prefill_chunk: Some(10), max_batch: 4, ..LoadOptions::default() },
         &Cancel::default(),
         &mut |_| {},
     )

@@ -126,7 +126,7 @@ fn company_slots_chunks_and_threads_change_nothing() {
             threads: Some(threads),
             dtype: Some(DType::F32),
             max_batch,
-            prefill_chunk,
+            prefill_chunk: Some(prefill_chunk),
             deterministic: true,
             ..LoadOptions::default()
         };
@@ -469,7 +469,7 @@ fn what_can_be_refused_at_once_is() {
     for bad in [
         LoadOptions { threads: Some(0), ..LoadOptions::default() },
         LoadOptions { max_batch: 0, ..LoadOptions::default() },
-        LoadOptions { prefill_chunk: 0, ..LoadOptions::default() },
+        LoadOptions { prefill_chunk: Some(0), ..LoadOptions::default() },
         LoadOptions { queue_limit: 0, ..LoadOptions::default() },
     ] {
         let error = Mamba::load(&folder(), &bad, &Cancel::default(), &mut |_| {}).err().unwrap();
@@ -548,7 +548,8 @@ fn unusual_shapes_run() {
         let checkpoint = Checkpoint::random(Config::from_json(config).unwrap(), 3);
         let mut results = Vec::new();
         for (max_batch, prefill_chunk) in [(1, 1), (4, 100)] {
-            let options_ = LoadOptions { max_batch, prefill_chunk, ..LoadOptions::default() };
+            let options_ =
+                LoadOptions { max_batch, prefill_chunk: Some(prefill_chunk), ..LoadOptions::default() };
             let model = Mamba::from_checkpoint(&checkpoint, None, &options_, &Cancel::default(), &mut |_| {})
                 .unwrap();
             let ids: Vec<u32> = (0..50).map(|i| i % 5).collect();

@@ -1,21 +1,16 @@
-//! Every operation of the CPU backend against its plain definition, on random shapes, on every instruction
-//! set of this processor, on one thread and several. Outputs are filled with NaN beforehand.
+//! Every operation of the CPU backend against its plain definition (`common/ops.rs`), on every instruction set of this
+//! processor, on one thread and several; and what only the CPU does.
 
 mod common;
 
+use common::ops::{self, Bounds, Strided};
 use common::{Rng, buffer, nans, relative_l2, wide};
 use mamba::DType;
-use mamba::backend::{Backend, Batch, StateView, View, ViewMut};
+use mamba::backend::{Backend, Batch, View, ViewMut};
 use mamba::checkpoint::Tensor;
-use mamba::config::NormKind;
 use mamba::cpu::Cpu;
-use mamba::cpu::memory::Aligned;
 use mamba::cpu::simd::Level;
-use mamba::ops::causal_conv1d::{self, CausalConv1d};
-use mamba::ops::norm::{self, AddNorm};
-use mamba::ops::pool::{self, Pool, PoolKind};
-use mamba::ops::selective_scan::{self, SelectiveScan};
-use mamba::ops::{linear, logprobs};
+use mamba::ops::linear;
 
 /// Runs a test on every instruction set, with 1 and 3 threads.
 fn on_every_cpu(test: impl Fn(&mut Cpu, &mut Rng)) {
@@ -23,74 +18,6 @@ fn on_every_cpu(test: impl Fn(&mut Cpu, &mut Rng)) {
         for threads in [1, 3] {
             test(&mut Cpu::with_level(threads, level).unwrap(), &mut Rng(7));
         }
-    }
-}
-
-/// A pack of a few sequences, lengths 0 and 1 among them, in slots in disorder.
-fn random_batch(rng: &mut Rng) -> (Batch, usize) {
-    let sequences = rng.size(1, 5);
-    let slots = sequences + 2;
-    let mut batch = Batch::new();
-    for i in 0..sequences {
-        let length = rng.pick(&[0, 1, 2, 3, 7, 31, 33, 70]);
-        batch.push(&vec![0; length], (i * 2 + 1) % slots, rng.size(0, 1) == 0);
-    }
-    // (i · 2 + 1) mod slots repeats where slots is even.
-    for (i, slot) in batch.slots.iter_mut().enumerate() {
-        *slot = slots - 1 - i;
-    }
-    (batch, slots)
-}
-
-/// Columns of a wider matrix, as the model hands them over: offset, row stride.
-struct Strided {
-    values: Aligned<f32>,
-    offset: usize,
-    rows: usize,
-    cols: usize,
-    stride: usize,
-}
-
-impl Strided {
-    fn random(rng: &mut Rng, rows: usize, cols: usize, scale: f32) -> Self {
-        let (before, after) = (rng.size(0, 9), rng.size(0, 9));
-        let stride = before + cols + after;
-        Self { values: buffer(&rng.floats(rows * stride, scale)), offset: before, rows, cols, stride }
-    }
-
-    fn unwritten(rng: &mut Rng, rows: usize, cols: usize) -> Self {
-        let mut strided = Self::random(rng, rows, cols, 1.0);
-        strided.values.fill(f32::NAN);
-        strided
-    }
-
-    fn view(&self) -> View<'_, Aligned<f32>> {
-        let Self { rows, cols, offset, stride, ref values } = *self;
-        View { buffer: values, offset, rows, cols, stride }
-    }
-
-    fn view_mut(&mut self) -> ViewMut<'_, Aligned<f32>> {
-        let Self { rows, cols, offset, stride, ref mut values } = *self;
-        ViewMut { buffer: values, offset, rows, cols, stride }
-    }
-
-    /// Rows `from .. to`, dense.
-    fn rows(&self, from: usize, to: usize) -> Vec<f32> {
-        (from..to)
-            .flat_map(|r| self.values[r * self.stride + self.offset..][..self.cols].iter().copied())
-            .collect()
-    }
-
-    fn all(&self) -> Vec<f32> {
-        self.rows(0, self.rows)
-    }
-
-    /// What lies between the columns must still be as it was.
-    fn gaps_are_nan(&self) -> bool {
-        (0..self.values.len()).all(|i| {
-            let col = i % self.stride;
-            (self.offset..self.offset + self.cols).contains(&col) || self.values[i].is_nan()
-        })
     }
 }
 
@@ -138,9 +65,10 @@ fn linear_matches_its_definition() {
             let tensor = Tensor::from_memory("w", vec![outputs, inputs], weights);
             let weight = cpu.weight(&tensor, dtype).unwrap();
             let bias = (rng.size(0, 1) == 0).then(|| buffer(&rng.floats(outputs, 1.0)));
-            let x = Strided::random(rng, rows, inputs, 1.0);
-            let mut out = Strided::unwritten(rng, rows, outputs);
+            let x = Strided::random(cpu, rng, rows, inputs, 1.0);
+            let mut out = Strided::unwritten(cpu, rng, rows, outputs);
             cpu.linear(x.view(), &weight, bias.as_ref(), out.view_mut()).unwrap();
+            out.fetch(cpu);
             let bias = bias.map(|bias| wide(&bias));
             let definition =
                 |x: &[f64]| linear::reference::linear(x, &wide(&rounded), bias.as_deref(), inputs);
@@ -247,280 +175,37 @@ fn quantized_products_have_the_same_bits_on_every_instruction_set() {
 
 #[test]
 fn causal_conv1d_matches_its_definition() {
-    on_every_cpu(|cpu, rng| {
-        for _ in 0..60 {
-            let (batch, slots) = random_batch(rng);
-            let d_inner = rng.pick(&[1, 7, 16, 40, 129]);
-            let d_conv = rng.pick(&[1, 2, 3, 4, 4, 7, 16]);
-            let x = Strided::random(rng, batch.tokens(), d_inner, 2.0);
-            let weight = buffer(&rng.floats(d_conv * d_inner, 1.0));
-            let bias = (rng.size(0, 1) == 0).then(|| buffer(&rng.floats(d_inner, 1.0)));
-            let (offset, elements) = (rng.size(0, 5), (d_conv - 1) * d_inner);
-            let stride = offset + elements + 3;
-            let before = rng.floats(slots * stride, 2.0);
-            let mut state = buffer(&before);
-            let mut out = Strided::unwritten(rng, batch.tokens(), d_inner);
-            let op = CausalConv1d {
-                x: x.view(),
-                weight: &weight,
-                bias: bias.as_ref(),
-                d_conv,
-                state: Some(StateView { buffer: &mut state, offset, slot_stride: stride }),
-                out: out.view_mut(),
-            };
-            let plan = cpu.plan(&batch).unwrap();
-            cpu.causal_conv1d(&plan, op).unwrap();
-
-            let mut expected_state = wide(&before);
-            for s in 0..batch.sequences() {
-                let at = batch.slots[s] * stride + offset;
-                let mut window = match batch.fresh[s] {
-                    true => vec![0.0; elements],
-                    false => wide(&before[at..at + elements]),
-                };
-                let (from, to) = (batch.cu_seqlens[s], batch.cu_seqlens[s + 1]);
-                let expected = causal_conv1d::reference::causal_conv1d(
-                    &wide(&x.rows(from, to)),
-                    &wide(&weight),
-                    bias.as_ref().map(|bias| wide(bias)).as_deref(),
-                    &mut window,
-                    d_inner,
-                );
-                assert!(relative_l2(&out.rows(from, to), &expected) < 1e-6);
-                expected_state[at..at + elements].copy_from_slice(&window);
-            }
-            // Windows are copies of inputs: exact, and nothing else in any slot has changed.
-            assert_eq!(wide(&state), expected_state);
-            assert!(out.gaps_are_nan());
-        }
-    });
+    on_every_cpu(|cpu, rng| ops::causal_conv1d_matches(cpu, rng, Bounds::F32));
 }
 
 #[test]
 fn selective_scan_matches_its_definition() {
-    on_every_cpu(|cpu, rng| {
-        for round in 0..60 {
-            let (batch, slots) = random_batch(rng);
-            let tokens = batch.tokens();
-            let d_inner = rng.pick(&[1, 7, 16, 40, 129]);
-            let d_state = rng.pick(&[1, 3, 8, 16, 16, 17, 64, 256]);
-            let full = round % 4 != 0;
-            let u = Strided::random(rng, tokens, d_inner, 2.0);
-            let mut delta = Strided::random(rng, tokens, d_inner, 2.0);
-            if !full {
-                delta.values.iter_mut().for_each(|x| *x = x.abs() * 0.1); // a step size is positive
-            }
-            let (b, c) =
-                (Strided::random(rng, tokens, d_state, 1.0), Strided::random(rng, tokens, d_state, 1.0));
-            let z = full.then(|| Strided::random(rng, tokens, d_inner, 2.0));
-            let a = buffer(&rng.floats(d_state * d_inner, 4.0).iter().map(|a| -a.abs()).collect::<Vec<_>>());
-            let bias = full.then(|| buffer(&rng.floats(d_inner, 3.0)));
-            let d = full.then(|| buffer(&rng.floats(d_inner, 1.0)));
-            let (offset, elements) = (rng.size(0, 5), d_state * d_inner);
-            let stride = offset + elements + 3;
-            let before = rng.floats(slots * stride, 2.0);
-            let mut state = buffer(&before);
-            let mut out = Strided::unwritten(rng, tokens, d_inner);
-            let op = SelectiveScan {
-                u: u.view(),
-                delta: delta.view(),
-                delta_bias: bias.as_ref(),
-                a: &a,
-                b: b.view(),
-                c: c.view(),
-                d: d.as_ref(),
-                z: z.as_ref().map(Strided::view),
-                state: Some(StateView { buffer: &mut state, offset, slot_stride: stride }),
-                out: out.view_mut(),
-            };
-            let plan = cpu.plan(&batch).unwrap();
-            cpu.selective_scan(&plan, op).unwrap();
-
-            let mut used = vec![false; slots * stride];
-            for s in 0..batch.sequences() {
-                let (from, to) = (batch.cu_seqlens[s], batch.cu_seqlens[s + 1]);
-                let at = batch.slots[s] * stride + offset;
-                let mut h = match batch.fresh[s] {
-                    true => vec![0.0; elements],
-                    false => wide(&before[at..at + elements]),
-                };
-                let (u, delta) = (wide(&u.rows(from, to)), wide(&delta.rows(from, to)));
-                let (b, c) = (wide(&b.rows(from, to)), wide(&c.rows(from, to)));
-                let z = z.as_ref().map(|z| wide(&z.rows(from, to)));
-                let bias = bias.as_ref().map(|x| wide(x));
-                let d = d.as_ref().map(|x| wide(x));
-                let inputs = selective_scan::reference::Inputs {
-                    u: &u,
-                    delta: &delta,
-                    delta_bias: bias.as_deref(),
-                    a: &wide(&a),
-                    b: &b,
-                    c: &c,
-                    d: d.as_deref(),
-                    z: z.as_deref(),
-                    d_inner,
-                    d_state,
-                };
-                let y = selective_scan::reference::selective_scan(inputs, &mut h);
-                let error = relative_l2(&out.rows(from, to), &y);
-                assert!(
-                    error < 1e-6,
-                    "y: {error}, d_state {d_state}, d_inner {d_inner}, length {}",
-                    to - from
-                );
-                let error = relative_l2(&state[at..at + elements], &h);
-                assert!(error < 1e-6, "state: {error}, d_state {d_state}, d_inner {d_inner}");
-                used[at..at + elements].fill(true);
-            }
-            assert!((0..used.len()).all(|i| used[i] || state[i] == before[i]), "another slot was touched");
-            assert!(out.gaps_are_nan());
-        }
-    });
+    on_every_cpu(|cpu, rng| ops::selective_scan_matches(cpu, rng, Bounds::F32));
 }
 
 #[test]
 fn selective_scan_without_a_state_begins_at_zero() {
-    on_every_cpu(|cpu, rng| {
-        let (batch, _) = random_batch(rng);
-        let (tokens, d_inner, d_state) = (batch.tokens(), 20, 16);
-        let inputs: Vec<_> = (0..2).map(|_| buffer(&rng.floats(tokens * d_inner, 1.0))).collect();
-        let bc: Vec<_> = (0..2).map(|_| buffer(&rng.floats(tokens * d_state, 1.0))).collect();
-        let a = buffer(&vec![-1.0; d_state * d_inner]);
-        let mut run = |state: Option<&mut Aligned<f32>>, batch: &Batch| {
-            let mut out = nans(tokens * d_inner);
-            let op = SelectiveScan {
-                u: View::dense(&inputs[0], tokens, d_inner),
-                delta: View::dense(&inputs[1], tokens, d_inner),
-                delta_bias: None,
-                a: &a,
-                b: View::dense(&bc[0], tokens, d_state),
-                c: View::dense(&bc[1], tokens, d_state),
-                d: None,
-                z: None,
-                state: state.map(|buffer| StateView { buffer, offset: 0, slot_stride: d_state * d_inner }),
-                out: ViewMut::dense(&mut out, tokens, d_inner),
-            };
-            let plan = cpu.plan(batch).unwrap();
-            cpu.selective_scan(&plan, op).unwrap();
-            out.to_vec()
-        };
-        let fresh = Batch { fresh: vec![true; batch.sequences()], ..batch.clone() };
-        let without = run(None, &batch);
-        let with = run(Some(&mut nans(8 * d_state * d_inner)), &fresh);
-        assert_eq!(without, with);
-    });
+    on_every_cpu(ops::selective_scan_without_a_state_begins_at_zero);
 }
 
 #[test]
 fn add_norm_matches_its_definition() {
-    on_every_cpu(|cpu, rng| {
-        for _ in 0..60 {
-            let rows = rng.pick(&[0, 1, 2, 9, 40]);
-            let d_model = rng.pick(&[1, 5, 16, 33, 256]);
-            let kind = rng.pick(&[NormKind::Rms, NormKind::Layer]);
-            let weight = buffer(&rng.floats(d_model, 1.0));
-            let bias = (rng.size(0, 1) == 0).then(|| buffer(&rng.floats(d_model, 1.0)));
-            let delta = (rng.size(0, 1) == 0).then(|| Strided::random(rng, rows, d_model, 1.0));
-            let mut residual = Strided::random(rng, rows, d_model, 3.0);
-            let mut sums = wide(&residual.all());
-            if let Some(delta) = &delta {
-                sums.iter_mut().zip(delta.all()).for_each(|(sum, x)| *sum += f64::from(x));
-            }
-            let mut out = Strided::unwritten(rng, rows, d_model);
-            cpu.add_norm(AddNorm {
-                kind,
-                eps: 1e-5,
-                weight: &weight,
-                bias: bias.as_ref(),
-                delta: delta.as_ref().map(Strided::view),
-                residual: residual.view_mut(),
-                out: out.view_mut(),
-            })
-            .unwrap();
-            assert!(relative_l2(&residual.all(), &sums) < 1e-7);
-            let bias = bias.map(|bias| wide(&bias));
-            let expected: Vec<f64> = sums
-                .chunks(d_model)
-                .flat_map(|x| norm::reference::norm(kind, x, &wide(&weight), bias.as_deref(), 1e-5))
-                .collect();
-            // LayerNorm of one or few channels cancels; what is left is rounding.
-            let error = relative_l2(&out.all(), &expected);
-            assert!(error < if d_model < 8 { 1e-4 } else { 1e-6 }, "{kind:?} of {d_model}: {error}");
-            assert!(out.gaps_are_nan());
-        }
-    });
+    on_every_cpu(|cpu, rng| ops::add_norm_matches(cpu, rng, Bounds::F32));
 }
 
 #[test]
 fn pool_matches_its_definition() {
-    on_every_cpu(|cpu, rng| {
-        for _ in 0..40 {
-            let (batch, slots) = random_batch(rng);
-            let d_model = rng.pick(&[1, 16, 50]);
-            let hidden = Strided::random(rng, batch.tokens(), d_model, 1.0);
-            let before = rng.floats(slots * d_model, 1.0);
-            let mut out = buffer(&before);
-            let kinds: Vec<_> = (0..batch.sequences())
-                .map(|_| rng.pick(&[None, Some(PoolKind::Sum), Some(PoolKind::Last)]))
-                .collect();
-            let view = ViewMut::dense(&mut out, slots, d_model);
-            let plan = cpu.plan(&batch).unwrap();
-            cpu.pool(&plan, Pool { kinds: &kinds, hidden: hidden.view(), out: view }).unwrap();
-            let mut expected = wide(&before);
-            for s in 0..batch.sequences() {
-                let row = &mut expected[batch.slots[s] * d_model..][..d_model];
-                let hidden = wide(&hidden.rows(batch.cu_seqlens[s], batch.cu_seqlens[s + 1]));
-                if let Some(kind) = kinds[s] {
-                    pool::reference::pool(kind, &hidden, batch.fresh[s], row);
-                }
-            }
-            assert!(relative_l2(&*out, &expected) < 1e-6);
-        }
-    });
+    on_every_cpu(ops::pool_matches);
 }
 
 #[test]
 fn token_logprobs_match_their_definition() {
-    on_every_cpu(|cpu, rng| {
-        for vocab in [1, 2, 15, 16, 100, 8192] {
-            let logits = Strided::random(rng, 9, vocab, 30.0);
-            let targets: Vec<u32> = (0..9).map(|_| rng.size(0, vocab - 1) as u32).collect();
-            let mut out = [f32::NAN; 9];
-            cpu.token_logprobs(logits.view(), &targets, &mut out).unwrap();
-            for row in 0..9 {
-                let exact = logprobs::reference::token_logprob(
-                    &wide(&logits.rows(row, row + 1)),
-                    targets[row] as usize,
-                );
-                assert!((f64::from(out[row]) - exact).abs() < 1e-5, "{vocab}: {} for {exact}", out[row]);
-            }
-        }
-    });
+    on_every_cpu(ops::token_logprobs_match);
 }
 
 #[test]
 fn embedding_and_gather_copy_rows() {
-    on_every_cpu(|cpu, rng| {
-        let (vocab, d_model) = (70, 33);
-        let table = rng.floats(vocab * d_model, 1.0);
-        let weight =
-            cpu.weight(&Tensor::from_memory("e", vec![vocab, d_model], table.clone()), DType::F32).unwrap();
-        let mut batch = Batch::new();
-        let ids: Vec<u32> = (0..50).map(|_| rng.size(0, vocab - 1) as u32).chain([0, 69]).collect();
-        batch.push(&ids, 0, true);
-        let mut out = nans(52 * d_model);
-        let plan = cpu.plan(&batch).unwrap();
-        cpu.embedding(&plan, &weight, ViewMut::dense(&mut out, 52, d_model)).unwrap();
-        for (t, id) in ids.iter().enumerate() {
-            assert_eq!(out[t * d_model..][..d_model], table[*id as usize * d_model..][..d_model]);
-        }
-        let mut picked = nans(3 * d_model);
-        let view = ViewMut::dense(&mut picked, 3, d_model);
-        cpu.gather(View::dense(&out, 52, d_model), &[51, 0, 51], view).unwrap();
-        for (i, row) in [51, 0, 51].into_iter().enumerate() {
-            assert_eq!(picked[i * d_model..][..d_model], out[row * d_model..][..d_model]);
-        }
-    });
+    on_every_cpu(|cpu, rng| ops::embedding_and_gather_copy_rows(cpu, rng, DType::F32));
 }
 
 /// Kernels rely on what a plan says, so a batch that cannot be is refused there.

@@ -60,8 +60,9 @@ struct ScanPlan {
 
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Segments of all sequences, each but a sequence's last a multiple of 64 tokens; chunk rows in order.
-inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, ScanPlan plan) {
+// Segments of all sequences, each but a sequence's last a multiple of 64 tokens; chunk rows in order. slots and fresh:
+// one a sequence, see ScanSegment.
+inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, const std::vector<int> &slots, const std::vector<int> &fresh, ScanPlan plan) {
     int longest = 1;
     for (size_t s = 0; s + 1 < cu_seqlens.size(); s++) longest = std::max(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
     const int equal = ceil_div(ceil_div(longest, 64), std::max(1, plan.pieces)) * 64;
@@ -72,7 +73,7 @@ inline std::vector<ScanSegment> cut(const std::vector<int> &cu_seqlens, ScanPlan
         do {
             int length = plan.shrinking ? ceil_div(ceil_div(end - at, 64), plan.pieces) * 64 : equal;
             int stop = std::min(end, at + length);
-            out.push_back({at, stop, s, chunk, at == begin, stop == end});
+            out.push_back({at, stop, s, slots[s], chunk, at == begin, stop == end, fresh[s]});
             chunk += ceil_div(stop - at, 64);
             at = stop;
         } while (at < end);
@@ -104,6 +105,18 @@ inline int generic_channels(int states) { // channels a warp
     return 32 / width;
 }
 
+// A kernel that begins before the one in front of it has ended (common.cuh, wait_for_previous). Only right behind a
+// kernel of the same operation. Launched plainly it gives the same result, some microseconds later.
+template <class P> void launch_behind(void (*kernel)(P), dim3 grid, int threads, int bytes, cudaStream_t stream, const P &p) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = bytes, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = 1;
+    CHECK(cudaLaunchKernelEx(&config, kernel, p));
+}
+
 // p.segments and the workspace are set; segment_state is null unless some sequence is split.
 template <class T> void launch_forward(const ScanForward &p, ScanPath path, int sequences, cudaStream_t stream) {
     const int E = p.channels, shared = scan_forward_tile_shared(sizeof(T));
@@ -112,12 +125,14 @@ template <class T> void launch_forward(const ScanForward &p, ScanPath path, int 
     } else {
         const bool narrow = path == ScanPath::narrow;
         const dim3 grid(ceil_div(E, narrow ? 8 : 64), p.segment_count);
-        const int threads = narrow ? 256 : 128, bytes = narrow ? 0 : shared;
+        const int threads = 128, bytes = narrow ? 0 : shared;
         if (p.segment_state) {
             (narrow ? ScanKernels<T>::narrow_local : ScanKernels<T>::local)<<<grid, threads, bytes, stream>>>(p);
             if (!p.carry_inside) selective_scan_forward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
-        (narrow ? ScanKernels<T>::narrow : ScanKernels<T>::tile)<<<grid, threads, bytes, stream>>>(p);
+        const ForwardKernel main = narrow ? ScanKernels<T>::narrow : ScanKernels<T>::tile;
+        if (p.segment_state && p.carry_inside) launch_behind(main, grid, threads, bytes, stream, p);
+        else main<<<grid, threads, bytes, stream>>>(p);
     }
     CHECK(cudaGetLastError());
 }
@@ -132,9 +147,10 @@ template <class T> void launch_backward(const ScanBackward &p, ScanPath path, in
             ScanKernels<T>::backward_local<<<grid, 128, 0, stream>>>(p);
             if (!p.carry_inside) selective_scan_backward_carry<<<dim3(ceil_div(E, 32), 16, sequences), 32, 0, stream>>>(p);
         }
-        ScanKernels<T>::backward<<<grid, 128, kScanBackwardShared, stream>>>(p);
+        if (p.segment_state && p.carry_inside) launch_behind(ScanKernels<T>::backward, grid, 128, kScanBackwardShared, stream, p);
+        else ScanKernels<T>::backward<<<grid, 128, kScanBackwardShared, stream>>>(p);
     }
-    selective_scan_reduce<<<(unsigned)((p.tokens * 2 * p.states + 127) / 128 + (p.states + 2) * ceil_div(E, 128)), 128, 0, stream>>>(p);
+    launch_behind(selective_scan_reduce, dim3((unsigned)((p.tokens * 2 * p.states + 127) / 128 + (p.states + 2) * ceil_div(E, 128))), 128, 0, stream, p);
     CHECK(cudaGetLastError());
 }
 template <class T> void allow_shared_memory() {

@@ -17,7 +17,7 @@
 struct Reference { // f64 copies of the inputs and the results; [T, E], [T, N], [N, E], [sequences, N, E]
     const double *u, *delta, *z, *b, *c, *dy, *a, *d, *bias, *h0, *dlast;
     double *y, *last, *du, *ddelta, *dz, *db, *dc, *da, *dd, *dbias, *dh0, *history; // history [T + sequences, N, E]
-    const int *cu_seqlens;
+    const int *cu_seqlens, *fresh;
     int E, N, softplus, backward;
 };
 
@@ -75,7 +75,7 @@ __global__ void reference_scan(Reference r) {
     }
     for (int n = 0; n < N; n++) {
         atomicAdd(&r.da[(size_t)n * E + e], da[n]);
-        r.dh0[((size_t)seq * N + n) * E + e] = carry[n];
+        r.dh0[((size_t)seq * N + n) * E + e] = r.fresh[seq] ? 0. : carry[n];
     }
     atomicAdd(&r.dd[e], dd);
     atomicAdd(&r.dbias[e], dbias);
@@ -124,14 +124,23 @@ struct Shape {
     bool softplus = true, gate = true, skip = true, bias = true, initial = false, last = false;
     bool slow = false; // steps as a new model has them, 1e-3 to 1e-1: states that last for thousands of tokens
     int lead = 0; // elements before B in its row: x_proj's dt_rank
+    bool in_place = false; // the last state replaces the initial one
+    bool fresh = false;    // every second sequence begins at zero, its slot holding something else
 };
 
 struct Result { std::string name; double error, bound; };
 
+template <class X> std::vector<double> host(const X *p, size_t count) {
+    std::vector<X> v(count);
+    CHECK(cudaMemcpy(v.data(), p, count * sizeof(X), cudaMemcpyDeviceToHost));
+    return std::vector<double>(v.begin(), v.end());
+}
+
 template <class T> struct Case {
     Shape shape;
     Pool pool;
-    std::vector<int> cu{0};
+    std::vector<int> cu{0}, slots, fresh; // sequence s lies in slot 2 (sequences - s) - 1: others lie between
+    long long state_stride;
     int tokens, sequences, lead;
     size_t elements;
     T *u, *delta, *xz, *xp, *y, *dy, *du, *ddelta, *dz;
@@ -145,6 +154,8 @@ template <class T> struct Case {
         for (int n : s.lengths) cu.push_back(cu.back() + n), chunks += ceil_div(n, 64);
         tokens = cu.back();
         sequences = (int)s.lengths.size();
+        for (int i = 0; i < sequences; i++) slots.push_back(2 * (sequences - i) - 1), fresh.push_back(s.fresh && i % 2);
+        state_stride = (long long)s.E * s.N + 6 * s.E; // other things lie beside the state
         lead = s.lead ? s.lead : ceil_div(s.E, 512) * 16;
         elements = (size_t)tokens * s.E;
         const size_t en = (size_t)s.E * s.N, segs = sequences + chunks;
@@ -157,9 +168,10 @@ template <class T> struct Case {
         a = pool.get<float>(en), random(a, en, 6, Fill::a);
         if (s.skip) d = pool.get<float>(s.E), random(d, s.E, 7, Fill::normal);
         if (s.bias) bias = pool.get<float>(s.E), random(bias, s.E, 8, !s.softplus ? Fill::positive : s.slow ? Fill::slow_bias : Fill::bias);
-        if (s.initial) h0 = pool.get<float>(en * sequences), random(h0, en * sequences, 9, Fill::normal);
-        if (s.last) dlast = pool.get<float>(en * sequences), random(dlast, en * sequences, 10, Fill::normal);
-        last = pool.get<float>(en * sequences), dh0 = pool.get<float>(en * sequences), boundary = pool.get<float>(en * chunks);
+        if (s.initial) h0 = pool.get<float>(slot_elements()), restore_initial();
+        if (s.last) dlast = pool.get<float>(slot_elements()), random(dlast, slot_elements(), 10, Fill::normal);
+        last = s.in_place ? h0 : pool.get<float>(slot_elements());
+        dh0 = pool.get<float>(slot_elements()), boundary = pool.get<float>(en * chunks);
         db = pool.get<float>((size_t)tokens * s.N), dc = pool.get<float>((size_t)tokens * s.N);
         da = pool.get<float>(en), dd = pool.get<float>(s.E), dbias = pool.get<float>(s.E);
         segments = pool.get<ScanSegment>(segs), first_segment = pool.get<int>(sequences + 1);
@@ -169,10 +181,30 @@ template <class T> struct Case {
         a_partial = pool.get<float>(en * segs), d_partial = pool.get<float>(s.E * segs), bias_partial = pool.get<float>(s.E * segs);
         CHECK(cudaDeviceSynchronize());
     }
+    size_t slot_elements() const { return 2 * (size_t)state_stride * sequences; }
+    void restore_initial() { // in a fresh sequence's slot lies NaN, which must not be read
+        fill<<<512, 256>>>(h0, slot_elements(), 990, Fill::normal, shape.E);
+        for (int s = 0; s < sequences; s++)
+            if (fresh[s]) CHECK(cudaMemset(h0 + slots[s] * state_stride, 0xff, (size_t)shape.E * shape.N * sizeof(float)));
+    }
+    // The [sequences, N, E] states in the slots of p; zero for fresh sequences where asked.
+    std::vector<double> states(const float *p, bool zero_fresh = false) const {
+        const size_t en = (size_t)shape.E * shape.N;
+        std::vector<double> all = host(p, slot_elements()), mine(en * sequences);
+        for (int s = 0; s < sequences; s++)
+            if (!(zero_fresh && fresh[s])) std::copy_n(&all[slots[s] * state_stride], en, &mine[en * s]);
+        return mine;
+    }
+    // What lies between the states of the call, which no kernel may touch.
+    std::vector<double> between_states(const float *p) const {
+        std::vector<double> all = host(p, slot_elements());
+        for (int s = 0; s < sequences; s++) std::fill_n(&all[slots[s] * state_stride], (size_t)shape.E * shape.N, 0.);
+        return all;
+    }
     int row_xp() const { return lead + 2 * shape.N; }
 
     int plan_segments(ScanPlan plan, ScanSegment *to, bool *split, bool *inside) {
-        auto list = cut(cu, plan);
+        auto list = cut(cu, slots, fresh, plan);
         CHECK(cudaMemcpy(to, list.data(), list.size() * sizeof(ScanSegment), cudaMemcpyHostToDevice));
         auto first = first_segments(list);
         CHECK(cudaMemcpy(first_segment, first.data(), first.size() * sizeof(int), cudaMemcpyHostToDevice));
@@ -187,7 +219,7 @@ template <class T> struct Case {
         p.u = u, p.delta = delta, p.z = shape.gate ? xz + shape.E : nullptr, p.b = xp + lead, p.c = xp + lead + shape.N, p.y = y;
         p.a = a, p.d = d, p.delta_bias = bias, p.initial_state = h0, p.last_state = last, p.boundary_state = keep ? boundary : nullptr;
         p.segment_state = split ? segment_state : nullptr, p.segment_delta = segment_delta;
-        p.u_stride = p.delta_stride = p.y_stride = shape.E, p.z_stride = 2 * shape.E, p.b_stride = p.c_stride = row_xp();
+        p.u_stride = p.delta_stride = p.y_stride = shape.E, p.z_stride = 2 * shape.E, p.b_stride = p.c_stride = row_xp(), p.state_stride = state_stride;
         p.channels = shape.E, p.states = shape.N, p.softplus = shape.softplus, p.carry_inside = inside;
         return p;
     }
@@ -201,18 +233,13 @@ template <class T> struct Case {
         p.a_partial = a_partial, p.d_partial = d_partial, p.bias_partial = bias_partial;
         p.db = db, p.dc = dc, p.da = da, p.dd = d ? dd : nullptr, p.dbias = bias ? dbias : nullptr, p.segments = segments, p.first_segment = first_segment;
         p.u_stride = f.u_stride, p.delta_stride = f.delta_stride, p.z_stride = f.z_stride, p.b_stride = f.b_stride, p.c_stride = f.c_stride;
-        p.dy_stride = p.du_stride = p.ddelta_stride = shape.E, p.dz_stride = 2 * shape.E, p.db_stride = p.dc_stride = shape.N;
+        p.dy_stride = p.du_stride = p.ddelta_stride = shape.E, p.dz_stride = 2 * shape.E, p.db_stride = p.dc_stride = shape.N, p.state_stride = state_stride;
         p.tokens = tokens, p.segment_count = f.segment_count, p.channels = shape.E, p.states = shape.N, p.softplus = shape.softplus, p.carry_inside = f.carry_inside;
         p.partials = plan.path == ScanPath::generic ? std::min(32, ceil_div(shape.E, generic_channels(shape.N))) : ceil_div(shape.E, 64);
         return p;
     }
 };
 
-template <class X> std::vector<double> host(const X *p, size_t count) {
-    std::vector<X> v(count);
-    CHECK(cudaMemcpy(v.data(), p, count * sizeof(X), cudaMemcpyDeviceToHost));
-    return std::vector<double>(v.begin(), v.end());
-}
 // Relative L2; where the exact result is zero, the largest absolute value. NaN stays NaN.
 double relative(const std::vector<double> &x, const std::vector<double> &exact) {
     double e = 0, n = 0, worst = 0;
@@ -251,13 +278,22 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
     r.u = wide(c.u, E, rows, E), r.delta = wide(c.delta, E, rows, E), r.z = wide((const T *)f.z, 2 * E, rows, E);
     r.b = wide((const T *)f.b, f.b_stride, rows, N), r.c = wide((const T *)f.c, f.c_stride, rows, N), r.dy = wide(c.dy, E, rows, E);
     r.a = wide(c.a, E, N, E), r.d = wide(c.d, E, 1, E), r.bias = wide(c.bias, E, 1, E);
-    r.h0 = wide(c.h0, E, N * c.sequences, E), r.dlast = wide(c.dlast, E, N * c.sequences, E);
+    auto states = [&](const float *p) -> double * {
+        if (!p) return nullptr;
+        std::vector<double> v = c.states(p, p == c.h0);
+        double *to = pool.get<double>(v.size());
+        CHECK(cudaMemcpy(to, v.data(), v.size() * sizeof(double), cudaMemcpyHostToDevice));
+        return to;
+    };
+    r.h0 = states(c.h0), r.dlast = states(c.dlast);
     r.y = zeros(c.elements), r.du = zeros(c.elements), r.ddelta = zeros(c.elements), r.dz = zeros(c.elements);
     r.last = zeros(en * c.sequences), r.dh0 = zeros(en * c.sequences), r.db = zeros((size_t)rows * N), r.dc = zeros((size_t)rows * N);
     r.da = zeros(en), r.dd = zeros(E), r.dbias = zeros(E), r.history = pool.get<double>((size_t)(rows + c.sequences) * en);
     int *cu = pool.get<int>(c.cu.size());
     CHECK(cudaMemcpy(cu, c.cu.data(), c.cu.size() * sizeof(int), cudaMemcpyHostToDevice));
-    r.cu_seqlens = cu, r.E = E, r.N = N, r.softplus = shape.softplus, r.backward = 1;
+    int *fresh = pool.get<int>(c.sequences);
+    CHECK(cudaMemcpy(fresh, c.fresh.data(), c.sequences * sizeof(int), cudaMemcpyHostToDevice));
+    r.cu_seqlens = cu, r.fresh = fresh, r.E = E, r.N = N, r.softplus = shape.softplus, r.backward = 1;
     reference_scan<<<dim3(ceil_div(E, 64), c.sequences), 64>>>(r);
     CHECK(cudaDeviceSynchronize());
 
@@ -265,7 +301,13 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
     for (auto &[name, plan] : plans) {
         auto poison = [&](auto *p, size_t n) { CHECK(cudaMemset(p, 0xff, n * sizeof(*p))); };
         poison(c.y, c.elements), poison(c.du, c.elements), poison(c.ddelta, c.elements), poison(c.dz, 2 * c.elements);
-        poison(c.last, en * c.sequences), poison(c.dh0, en * c.sequences), poison(c.boundary, en * c.chunks);
+        auto prepare = [&] { // the state that a call takes and replaces
+            if (shape.in_place) c.restore_initial();
+            else poison(c.last, c.slot_elements());
+        };
+        prepare();
+        const std::vector<double> others = c.between_states(c.last);
+        poison(c.dh0, c.slot_elements()), poison(c.boundary, en * c.chunks);
         poison(c.db, (size_t)rows * N), poison(c.dc, (size_t)rows * N), poison(c.da, en), poison(c.dd, E), poison(c.dbias, E);
         launch_forward<T>(c.forward(plan, true), plan.path, c.sequences, 0);
         CHECK(cudaDeviceSynchronize());
@@ -283,7 +325,7 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
         };
         const double sums = wide_type ? 5e-7 : 2e-6;
         add("y", host(c.y, c.elements), r.y, true, 5e-7);
-        add("last", host(c.last, en * c.sequences), r.last, false, 5e-7);
+        add("last", c.states(c.last), r.last, false, 5e-7);
         add("du", host(c.du, c.elements), r.du, true, 5e-7);
         add("ddelta", host(c.ddelta, c.elements), r.ddelta, true, 5e-7);
         if (shape.gate) {
@@ -296,9 +338,10 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
         add("dA", host(c.da, en), r.da, false, sums);
         if (shape.skip) add("dD", host(c.dd, E), r.dd, false, sums);
         if (shape.bias) add("dbias", host(c.dbias, E), r.dbias, false, sums);
-        add("dh0", host(c.dh0, en * c.sequences), r.dh0, false, sums);
-        bool ok = true;
-        std::string line;
+        add("dh0", c.states(c.dh0), r.dh0, false, sums);
+        const std::vector<double> others_now = c.between_states(c.last);
+        bool ok = std::memcmp(others.data(), others_now.data(), others.size() * sizeof(double)) == 0;
+        std::string line = ok ? "" : " WROTE BETWEEN STATES";
         for (auto &x : results) {
             char text[64];
             bool fine = x.error <= x.bound;
@@ -311,11 +354,12 @@ template <class T> bool check(const char *label, const Shape &shape, const std::
         auto bits = [&] {
             std::vector<double> all;
             for (auto &v : {host(c.y, c.elements), host(c.du, c.elements), host(c.ddelta, c.elements), host(c.db, (size_t)rows * N),
-                            host(c.dc, (size_t)rows * N), host(c.da, en), host(c.last, en * c.sequences)})
+                            host(c.dc, (size_t)rows * N), host(c.da, en), c.states(c.last), c.states(c.dh0)})
                 all.insert(all.end(), v.begin(), v.end());
             return all;
         };
         auto before = bits();
+        prepare();
         launch_forward<T>(c.forward(plan, true), plan.path, c.sequences, 0);
         CHECK(cudaDeviceSynchronize());
         launch_backward<T>(c.backward(back), back.path, c.sequences, 0);
@@ -334,20 +378,20 @@ const ScanPlan kTile1{ScanPath::tile, 1}, kNarrow1{ScanPath::narrow, 1}, kGeneri
 bool check_small() {
     Plans fast{{"tile", kTile1}, {"tile/3", {ScanPath::tile, 3}}, {"narrow", kNarrow1}, {"narrow/3", {ScanPath::narrow, 3}}, {"generic", kGeneric1}};
     Shape packed{{5, 0, 64, 1, 130}, 72, 16};
-    packed.initial = packed.last = true;
+    packed.initial = packed.last = packed.in_place = packed.fresh = true;
     Shape plain{{77, 3}, 24, 16, false, false, false, false};
     bool ok = check<__nv_bfloat16>("packed 72x16 bf16", packed, fast);
     ok &= check<float>("packed 72x16 f32", packed, fast);
     ok &= check<__nv_bfloat16>("plain 24x16 bf16", plain, fast);
     Shape odd{{9, 70}, 7, 5};
-    odd.lead = 3, odd.initial = odd.last = true;
+    odd.lead = 3, odd.initial = odd.last = odd.in_place = odd.fresh = true;
     ok &= check<__half>("7x5 f16", odd, {{"generic", kGeneric1}});
     return ok;
 }
 
 bool check_all() {
     bool ok = check_small();
-    Plans fast{{"tile", kTile1}, {"tile/4", {ScanPath::tile, 4}}, {"tile/21", {ScanPath::tile, 21}}, {"narrow", kNarrow1}, {"narrow/3", {ScanPath::narrow, 3}}, {"narrow/21", {ScanPath::narrow, 21}}};
+    Plans fast{{"tile", kTile1}, {"tile/4", {ScanPath::tile, 4}}, {"tile/21", {ScanPath::tile, 21}}, {"tile/2 shrinking", {ScanPath::tile, 2, true}}, {"tile/5 shrinking", {ScanPath::tile, 5, true}}, {"narrow", kNarrow1}, {"narrow/3", {ScanPath::narrow, 3}}, {"narrow/21", {ScanPath::narrow, 21}}};
     for (int length : {1, 7, 64, 65, 513}) {
         Shape s{{length, length}, 256, 16};
         std::string label = "2x256x" + std::to_string(length);
@@ -363,12 +407,15 @@ bool check_all() {
     ok &= check<__nv_bfloat16>("packed 200 bf16", packed, fast);
     ok &= check<__half>("packed 200 f16", packed, fast);
     ok &= check<float>("packed 200 f32", packed, fast);
+    packed.in_place = packed.fresh = true;
+    ok &= check<__nv_bfloat16>("in place 200 bf16", packed, fast);
+    ok &= check<float>("in place 200 f32", packed, fast);
     packed.slow = true;
     ok &= check<__nv_bfloat16>("packed 200 slow bf16", packed, fast);
     ok &= check<float>("packed 200 slow f32", packed, fast);
     for (int n : {1, 2, 8, 16, 33, 64, 100, 256}) {
         Shape s{{70, 0, 131}, 21, n};
-        s.lead = 5, s.initial = s.last = true;
+        s.lead = 5, s.initial = s.last = s.in_place = s.fresh = true;
         std::string label = "packed 21 N " + std::to_string(n);
         ok &= check<__nv_bfloat16>((label + " bf16").c_str(), s, {{"generic", kGeneric1}});
         ok &= check<float>((label + " f32").c_str(), s, {{"generic", kGeneric1}});
@@ -457,9 +504,9 @@ void time_all(const char *json, const std::string &only) {
         {8, 2048, 2048, 56, 14, {tile(1)}, {tile(1)}},
         {64, 1536, 512, 63, 15, {tile(1)}, {tile(1)}},
         {8, 5120, 4096, 59, 14, {tile(1)}, {tile(1)}},
-        {1, 1024, 131072, 46, 12, {tile(49), tile(99)}, {tile(49), tile(98)}},
+        {1, 1024, 131072, 46, 12, {tile(49)}, {tile(49), tile(98)}},
         {1, 5120, 2048, 53, 12, {narrow, tile(4)}, {shrink(5), tile(16)}},
-        {1, 1024, 2048, 40, 7, {tile(16), cut_narrow(4)}, {tile(16), tile(32)}},
+        {1, 1024, 2048, 40, 7, {tile(16), cut_narrow(5)}, {tile(16), tile(32)}},
         {1, 1024, 524288, 47, 0, {tile(49)}, {}},
     };
     cudaDeviceProp device;

@@ -10,22 +10,22 @@
 //   selective_scan_reduce                  (ceil(tokens * 2 * states / 128)        128    0
 //                                            + (states + 2) * ceil(channels / 128))
 // local and carry (not with carry_inside) only where sequences are split. partials = ceil(channels / 64). reduce
-// also ends generic.cu's backward. Needs the same shapes and alignments as forward's tile kernel, and two elements' for
-// the outputs.
+// also ends generic.cu's backward. The kernel right behind local, and reduce behind backward, may be launched with
+// programmatic stream serialization. Needs the same shapes and alignments as forward's tile kernel, and two elements'
+// for the outputs.
 //
-// A warp is 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states 4q .. 4q+3. Per 64
-// steps, from the last to the first:
+// A warp is 16 channels (tile.cuh). Per 64 steps, from the last to the first:
 //   1. forward from the kept state, leaving the state before every 4th step in a scratch that stays in the L2
 //      (in shared memory it would cost the third block a multiprocessor);
 //   2. 4 steps at a time from the last: e and h of all four in registers, then backwards through them.
 // So every exponential is taken twice. Sums over a channel's states (y, B dh, A q) are tensor-core products that
 // also hand step i to lane q = i; sums over channels (dB, dC) go through shared memory, then over the block's
 // warps, then in a second kernel over blocks, always in one order.
-#include "common.cuh"
+#include "tile.cuh"
 
 namespace scan {
 
-constexpr int N = 16, kChannels = 64, kThreads = 128, kWarps = 4, kTile = 4, kRows = 8;
+constexpr int kChannels = 64, kThreads = 128, kWarps = 4, kTile = 4, kRows = 8;
 
 struct BackwardShared {
     float4 b[kChunk][N / 4], c[kChunk][N / 4];
@@ -40,6 +40,21 @@ struct BackwardShared {
 };
 
 static_assert(sizeof(BackwardShared) == kScanBackwardShared);
+
+// The elementwise part of 8 rows: a lane converts 4 channels of one row.
+template <class T> struct Columns {
+    int part, row, channel, end;
+    bool alive;
+    float bias[4];
+    __device__ __forceinline__ Columns(const ScanBackward &p, int warp_channel, int end)
+        : part(threadIdx.x % 4), row(threadIdx.x % 32 / 4), channel(warp_channel + 4 * part), end(end), alive(channel < p.channels) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && alive ? p.delta_bias[channel + i] : 0.f;
+    }
+    __device__ __forceinline__ Four<T> load(const void *base, long long stride, int t, bool wanted = true) const {
+        return load_if<Four<T>>(scan::row<T>(base, stride, t) + channel, wanted && alive && t < end);
+    }
+};
 
 // Rows t0 .. t0+63 of b or c as f32; the whole block, no barrier.
 template <class T>
@@ -58,6 +73,8 @@ template <class T> __device__ void backward(const ScanBackward &p) {
     BackwardShared::Warp &w = s.warp[warp];
     const int warp_channel = blockIdx.x * kChannels + warp * 16, ch = warp_channel + 2 * g;
     const bool alive = ch < E;
+    const Corner corner{E, ch, q, alive};
+    const long long matrix = (long long)N * E;
     const ScanSegment seg = p.segments[blockIdx.y];
 
     // State before every 4th step: [channel][lane] of this warp.
@@ -65,42 +82,15 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                       (((long long)blockIdx.y * gridDim.x + blockIdx.x) * kWarps + warp) * (kChunk / kTile * 64) + lane;
 
     float a[2][4], carry[2][4], da[2][4] = {}, dbias[2] = {}, dd[2] = {};
-    {
-        const long long stride = (long long)N * E;
-        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
-        const float *from = ready                ? p.segment_state + blockIdx.y * stride
-                            : p.last_state_grad ? p.last_state_grad + seg.sequence * stride
-                                                : nullptr;
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            long long at = (long long)(4 * q + r) * E + ch;
-            float2 av = load_pair(p.a, at, alive), cv = load_pair(from, at, alive && from);
-            a[0][r] = av.x * kLog2e;
-            a[1][r] = av.y * kLog2e;
-            carry[0][r] = cv.x;
-            carry[1][r] = cv.y;
-        }
-        if (p.segment_state && p.carry_inside) {
-            constexpr int kBatch = 4; // segments' loads in flight
-            const int self = blockIdx.y;
-            for (int i0 = p.first_segment[seg.sequence + 1] - 1; i0 > self; i0 -= kBatch) {
-                float2 local[kBatch][4], delta[kBatch];
-#pragma unroll
-                for (int k = 0; k < kBatch; k++) {
-                    const bool valid = alive && i0 - k > self;
-                    delta[k] = load_pair(p.segment_delta, (long long)(i0 - k) * E + ch, valid);
-#pragma unroll
-                    for (int r = 0; r < 4; r++)
-                        local[k][r] = load_pair(p.segment_state, (i0 - k) * stride + (long long)(4 * q + r) * E + ch, valid);
-                }
-#pragma unroll
-                for (int k = 0; k < kBatch; k++)
-#pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        carry[0][r] = fmaf(exp2_fast(a[0][r] * delta[k].x), carry[0][r], local[k][r].x);
-                        carry[1][r] = fmaf(exp2_fast(a[1][r] * delta[k].y), carry[1][r], local[k][r].y);
-                    }
-            }
+    corner.load_decay(a, p.a);
+    if (p.segment_state) wait_for_previous();
+    if (p.segment_state && !p.carry_inside) {
+        corner.load(carry, p.segment_state + blockIdx.y * matrix); // the carry kernel has been here
+    } else {
+        corner.load(carry, state_slot(p.last_state_grad, p.state_stride, seg.slot));
+        if (p.segment_state) {
+            const int last = p.first_segment[seg.sequence + 1] - 1;
+            corner.chain<4>(carry, a, p.segment_state, p.segment_delta, last, -1, last - blockIdx.y);
         }
     }
     const float2 skip = load_pair(p.d, ch, alive && p.d);
@@ -111,15 +101,8 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         odd[i] = g == 2 * i + 1 ? 1.f : 0.f;
     }
 
-    // The elementwise part of 8 rows: a lane converts 4 channels of one row.
-    const int part = lane % 4, part_row = lane / 4, part_channel = warp_channel + 4 * part;
-    const bool part_alive = part_channel < E;
-    float bias[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && part_alive ? p.delta_bias[part_channel + i] : 0.f;
-    auto load = [&](const void *base, long long stride, int t, bool wanted = true) {
-        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, wanted && part_alive && t < seg.end);
-    };
+    const Columns<T> columns(p, warp_channel, seg.end);
+    const int part = columns.part, part_row = columns.row;
 
     const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
     int buffer = 0;
@@ -138,25 +121,20 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 
         // 1. Forward.
         float h[2][4];
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            float2 v = load_pair(p.boundary_state, ((long long)(seg.chunk + chunk) * N + 4 * q + r) * E + ch, alive);
-            h[0][r] = v.x;
-            h[1][r] = v.y;
-        }
+        corner.load(h, p.boundary_state + (seg.chunk + chunk) * matrix);
         int t8 = t0 + (groups - 1) * kRows + part_row; // what part 2 begins with, in good time
-        Four<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8);
-        Four<T> in_z = load(p.z, p.z_stride, t8, p.z != nullptr), in_dy = load(p.dy, p.dy_stride, t8);
-        Four<T> next_u = load(p.u, p.u_stride, t0 + part_row), next_delta = load(p.delta, p.delta_stride, t0 + part_row);
+        Four<T> in_u = columns.load(p.u, p.u_stride, t8), in_delta = columns.load(p.delta, p.delta_stride, t8);
+        Four<T> in_z = columns.load(p.z, p.z_stride, t8, p.z != nullptr), in_dy = columns.load(p.dy, p.dy_stride, t8);
+        Four<T> next_u = columns.load(p.u, p.u_stride, t0 + part_row), next_delta = columns.load(p.delta, p.delta_stride, t0 + part_row);
         __syncthreads();
         for (int group = 0; group < groups; group++) {
             const int t = t0 + group * kRows + part_row;
             float4 u = widen<T>(next_u), x = widen<T>(next_delta);
             if (group + 1 < groups) {
-                next_u = load(p.u, p.u_stride, t + kRows);
-                next_delta = load(p.delta, p.delta_stride, t + kRows);
+                next_u = columns.load(p.u, p.u_stride, t + kRows);
+                next_delta = columns.load(p.delta, p.delta_stride, t + kRows);
             }
-            float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
+            float step[4] = {x.x + columns.bias[0], x.y + columns.bias[1], x.z + columns.bias[2], x.w + columns.bias[3]};
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
@@ -204,7 +182,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                 float u[4] = {u4.x, u4.y, u4.z, u4.w}, step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
                 float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4], dz[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) step[i] += bias[i];
+                for (int i = 0; i < 4; i++) step[i] += columns.bias[i];
                 const int valid = t8 < seg.end, gated = p.z != nullptr;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -228,10 +206,10 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             }
             if (group > 0) {
                 const int t = t8 - kRows;
-                in_u = load(p.u, p.u_stride, t);
-                in_delta = load(p.delta, p.delta_stride, t);
-                in_z = load(p.z, p.z_stride, t, p.z != nullptr);
-                in_dy = load(p.dy, p.dy_stride, t);
+                in_u = columns.load(p.u, p.u_stride, t);
+                in_delta = columns.load(p.delta, p.delta_stride, t);
+                in_z = columns.load(p.z, p.z_stride, t, p.z != nullptr);
+                in_dy = columns.load(p.dy, p.dy_stride, t);
             }
 #pragma unroll 1
             for (int tile = kRows / kTile - 1; tile >= 0; tile--) {
@@ -366,20 +344,18 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         add_to_total(1, da[1][0], da[1][1], da[1][2], da[1][3]);
         add_to_total(2, dd[0], dd[1], dbias[0], dbias[1]);
     }
+    let_next_start();
     {
         const float4 t0 = w.total[0][lane], t1 = w.total[1][lane], t2 = w.total[2][lane];
         da[0][0] = t0.x, da[0][1] = t0.y, da[0][2] = t0.z, da[0][3] = t0.w;
         da[1][0] = t1.x, da[1][1] = t1.y, da[1][2] = t1.z, da[1][3] = t1.w;
         dd[0] = t2.x, dd[1] = t2.y, dbias[0] = t2.z, dbias[1] = t2.w;
     }
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
-        if (!alive) break;
-        const long long n = 4 * q + r;
-        *reinterpret_cast<float2 *>(p.a_partial + ((long long)blockIdx.y * N + n) * E + ch) = make_float2(da[0][r], da[1][r]);
-        if (seg.first && p.initial_state_grad)
-            *reinterpret_cast<float2 *>(p.initial_state_grad + ((long long)seg.sequence * N + n) * E + ch) =
-                make_float2(carry[0][r], carry[1][r]);
+    corner.store(p.a_partial + blockIdx.y * matrix, da);
+    if (seg.first && p.initial_state_grad) {
+        if (seg.fresh)
+            for (int r = 0; r < 4; r++) carry[0][r] = carry[1][r] = 0.f;
+        corner.store(state_slot(p.initial_state_grad, p.state_stride, seg.slot), carry);
     }
     const float d0 = quad_sum(dd[0]), d1 = quad_sum(dd[1]), b0 = quad_sum(dbias[0]), b1 = quad_sum(dbias[1]);
     if (alive && q == 0) {
@@ -395,32 +371,23 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, E = p.channels;
     const int warp_channel = blockIdx.x * kChannels + warp * 16, ch = warp_channel + 2 * g;
     const bool alive = ch < E;
+    const Corner corner{E, ch, q, alive};
+    const long long matrix = (long long)N * E;
     const ScanSegment seg = p.segments[blockIdx.y];
     if (seg.first) return; // nothing waits for it
     float a[2][4], carry[2][4] = {}, sum[2] = {};
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
-        float2 av = load_pair(p.a, (long long)(4 * q + r) * E + ch, alive);
-        a[0][r] = av.x * kLog2e;
-        a[1][r] = av.y * kLog2e;
-    }
-    const int part = lane % 4, part_row = lane / 4, part_channel = warp_channel + 4 * part;
-    const bool part_alive = part_channel < E;
-    float bias[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && part_alive ? p.delta_bias[part_channel + i] : 0.f;
-    auto load = [&](const void *base, long long stride, int t, bool wanted = true) {
-        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, wanted && part_alive && t < seg.end);
-    };
+    corner.load_decay(a, p.a);
+    const Columns<T> columns(p, warp_channel, seg.end);
+    const int part = columns.part, part_row = columns.row;
     for (int chunk = (seg.end - seg.begin - 1) / kChunk; chunk >= 0; chunk--) {
         const int t0 = seg.begin + chunk * kChunk, groups = (min(kChunk, seg.end - t0) + kRows - 1) / kRows;
         int t = t0 + (groups - 1) * kRows + part_row;
         // Two groups ahead.
-        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t);
-        Four<T> in_z = load(p.z, p.z_stride, t, p.z != nullptr);
-        Four<T> next_delta = load(p.delta, p.delta_stride, t - kRows, groups > 1);
-        Four<T> next_dy = load(p.dy, p.dy_stride, t - kRows, groups > 1);
-        Four<T> next_z = load(p.z, p.z_stride, t - kRows, groups > 1 && p.z);
+        Four<T> in_delta = columns.load(p.delta, p.delta_stride, t), in_dy = columns.load(p.dy, p.dy_stride, t);
+        Four<T> in_z = columns.load(p.z, p.z_stride, t, p.z != nullptr);
+        Four<T> next_delta = columns.load(p.delta, p.delta_stride, t - kRows, groups > 1);
+        Four<T> next_dy = columns.load(p.dy, p.dy_stride, t - kRows, groups > 1);
+        Four<T> next_z = columns.load(p.z, p.z_stride, t - kRows, groups > 1 && p.z);
         __syncthreads();
         load_states<T>(c, p.c, p.c_stride, t0, seg.end);
         __syncthreads();
@@ -429,13 +396,13 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
             float4 x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
             float step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w}, dy[4] = {o4.x, o4.y, o4.z, o4.w};
             in_delta = next_delta, in_dy = next_dy, in_z = next_z;
-            next_delta = load(p.delta, p.delta_stride, t - 2 * kRows, group > 1);
-            next_dy = load(p.dy, p.dy_stride, t - 2 * kRows, group > 1);
-            next_z = load(p.z, p.z_stride, t - 2 * kRows, group > 1 && p.z);
+            next_delta = columns.load(p.delta, p.delta_stride, t - 2 * kRows, group > 1);
+            next_dy = columns.load(p.dy, p.dy_stride, t - 2 * kRows, group > 1);
+            next_z = columns.load(p.z, p.z_stride, t - 2 * kRows, group > 1 && p.z);
             const int gated = p.z != nullptr;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                step[i] += bias[i];
+                step[i] += columns.bias[i];
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
                 step[i] = select(t < seg.end, step[i], 0.f);
                 dy[i] = select(gated, dy[i] * z[i] * sigmoid(z[i]), dy[i]);
@@ -458,12 +425,9 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
             }
         }
     }
-    if (!alive) return;
-#pragma unroll
-    for (int r = 0; r < 4; r++)
-        *reinterpret_cast<float2 *>(p.segment_state + ((long long)blockIdx.y * N + 4 * q + r) * E + ch) =
-            make_float2(carry[0][r], carry[1][r]);
-    if (q == 0)
+    let_next_start();
+    corner.store(p.segment_state + blockIdx.y * matrix, carry);
+    if (alive && q == 0)
         *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) = make_float2(sum[0], sum[1]);
 }
 
@@ -475,7 +439,8 @@ __device__ void backward_carry(const ScanBackward &p) {
     const float a = p.a[at] * kLog2e;
     const long long stride = (long long)N * E;
     const int begin = p.first_segment[blockIdx.z], end = p.first_segment[blockIdx.z + 1];
-    float carry = p.last_state_grad ? p.last_state_grad[blockIdx.z * stride + at] : 0.f;
+    const float *from = state_slot(p.last_state_grad, p.state_stride, p.segments[begin].slot);
+    float carry = from ? from[at] : 0.f;
     constexpr int kBatch = 8; // loads in flight
     for (int i0 = end - 1; i0 >= begin; i0 -= kBatch) {
         float local[kBatch], delta[kBatch];
@@ -496,6 +461,7 @@ __device__ void backward_carry(const ScanBackward &p) {
 // Sums of the partial results, a thread an element, any N: dB and dC over the blocks of channels in the first
 // ceil(T 2N / 128) blocks; dA, dD and dbias over the segments in the rest, (N + 2) ceil(E / 128).
 __device__ void reduce(const ScanBackward &p) {
+    wait_for_previous();
     const int N = p.states, E = p.channels;
     const long long count = p.tokens * 2 * N, bc_blocks = (count + 127) / 128;
     if (blockIdx.x < bc_blocks) {

@@ -163,11 +163,40 @@ __device__ __forceinline__ void copy16(void *shared, const void *global, bool va
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Where kernels that belong together follow each other, the later one is launched with programmatic stream
+// serialization (launch.h): it starts as soon as all blocks of the earlier one have called let_next_start, and may read
+// what that one writes, or write anything, only after wait_for_previous. Launched plainly both do nothing.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 template <class T> __device__ __forceinline__ const T *row(const void *base, long long stride, long long token) {
     return static_cast<const T *>(base) + token * stride;
 }
 template <class T> __device__ __forceinline__ T *row(void *base, long long stride, long long token) {
     return static_cast<T *>(base) + token * stride;
+}
+
+// The [N, E] rows of a sequence's slot; null where there are none.
+template <class F> __device__ __forceinline__ F *state_slot(F *states, long long stride, int index) {
+    return states ? states + index * stride : nullptr;
+}
+// Where a sequence's initial state lies; null: it is zero.
+__device__ __forceinline__ const float *initial_state(const ScanForward &p, const ScanSegment &seg) {
+    return seg.fresh ? nullptr : state_slot(p.initial_state, p.state_stride, seg.slot);
+}
+// Where the main kernel's segment finds the state to begin from, or to chain the segments before it from.
+__device__ __forceinline__ const float *state_before(const ScanForward &p, const ScanSegment &seg) {
+    if (!p.segment_state) return initial_state(p, seg);
+    const int row = p.carry_inside ? p.first_segment[seg.sequence + 1] - 1 : blockIdx.y;
+    return p.segment_state + (long long)row * p.states * p.channels;
 }
 
 // Two neighbouring channels' [N, E] values of state n; zero or nothing past the last channel.

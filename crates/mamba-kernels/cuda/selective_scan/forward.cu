@@ -1,28 +1,28 @@
 // Selective scan, forward, 16 states a channel. Two kernels with one contract, and what time segments need:
 //   selective_scan_forward_tile_*    many channels: 4 lanes a channel
-//   selective_scan_forward_narrow_*  few channels: 16 lanes a channel
+//   selective_scan_forward_narrow_*  few channels: 8 lanes a channel
 //   selective_scan_forward_local_*, selective_scan_forward_narrow_local_*
 //                                    end state of each time segment from a zero state (the same loops without y)
 //   selective_scan_forward_carry     chains those end states
+// Nobody waits for the end state of a sequence's last segment: its row of segment_state takes the sequence's initial
+// state, so that the main kernel never reads the slot into which one of its blocks writes the last state.
 // Definition: crates/mamba/src/ops/selective_scan/reference.rs. All arithmetic in f32.
 //
 // Launch            grid                                    block  dynamic shared memory
 //   tile, local     (ceil(channels / 64), segment_count)    128    scan_forward_tile_shared(size)
-//   narrow, its     (ceil(channels / 8), segment_count)     256    0
+//   narrow, its     (ceil(channels / 8), segment_count)     128    0
 //   local
 //   carry           (ceil(channels / 32), 16, sequences)    32     0
-// With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with segment_state null.
+// With split sequences: a local, carry (not with carry_inside), then tile or narrow; else one launch of those with
+// segment_state null. Right behind local the main kernel may be launched with programmatic stream serialization.
 // Needs: states == 16; channels a multiple of 16 bytes of the dtype; pointers and strides of u, delta, z, b, c
-// multiples of 16 bytes, y of two elements. Everything else goes to generic.cu.
-#include "common.cuh"
+// multiples of 16 bytes, of y and the states two elements. Everything else goes to generic.cu.
+#include "tile.cuh"
 
 namespace scan {
 
-constexpr int N = 16;
-
 // ------------------------------------------------------------------------------------------ tile
-// A block is 4 warps, each 16 channels: lane (g = lane / 4, q = lane % 4) owns channels 2g, 2g+1 and states
-// 4q .. 4q+3. Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
+// A block is 4 warps, each 16 channels (tile.cuh). Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
 // the one after it copied by cp.async; one barrier a stage.
 // y = sum over states of C h is a tensor-core product: h is operand A as it lies in the registers (rows are
 // channels, k is states), C of eight steps is operand B (columns are steps); of the product for step i only
@@ -49,56 +49,18 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int first_channel = blockIdx.x * kTileChannels, E = p.channels;
     const int ch = first_channel + warp * 16 + 2 * g;
     const bool alive = ch < E;
+    const Corner corner{E, ch, q, alive};
+    const long long matrix = (long long)N * E;
     const ScanSegment seg = p.segments[blockIdx.y];
-    if (kLocal && seg.last) return; // nobody waits for it
 
-    float a0[4], a1[4], h0[4], h1[4], delta_sum0 = 0.f, delta_sum1 = 0.f;
-    {
-        const long long stride = (long long)N * E;
-        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
-        const float *init = kLocal ? nullptr
-                            : ready           ? p.segment_state + blockIdx.y * stride
-                            : p.initial_state ? p.initial_state + seg.sequence * stride
-                                              : nullptr;
-#pragma unroll
-        for (int r = 0; r < 4; r++) {
-            long long at = (long long)(4 * q + r) * E + ch;
-            float2 a = load_pair(p.a, at, alive), h = load_pair(init, at, alive && init);
-            a0[r] = a.x * kLog2e;
-            a1[r] = a.y * kLog2e;
-            h0[r] = h.x;
-            h1[r] = h.y;
-        }
-        if (!kLocal && p.segment_state && p.carry_inside) {
-            constexpr int kBatch = 4; // segments' loads in flight
-            const int self = blockIdx.y;
-            for (int i0 = p.first_segment[seg.sequence]; i0 < self; i0 += kBatch) {
-                float2 local[kBatch][4], delta[kBatch];
-#pragma unroll
-                for (int k = 0; k < kBatch; k++) {
-                    const bool valid = alive && i0 + k < self; // else: no step, the state stays
-                    delta[k] = load_pair(p.segment_delta, (long long)(i0 + k) * E + ch, valid);
-#pragma unroll
-                    for (int r = 0; r < 4; r++)
-                        local[k][r] = load_pair(p.segment_state, (i0 + k) * stride + (long long)(4 * q + r) * E + ch, valid);
-                }
-#pragma unroll
-                for (int k = 0; k < kBatch; k++)
-#pragma unroll
-                    for (int r = 0; r < 4; r++) {
-                        h0[r] = fmaf(exp2_fast(a0[r] * delta[k].x), h0[r], local[k][r].x);
-                        h1[r] = fmaf(exp2_fast(a1[r] * delta[k].y), h1[r], local[k][r].y);
-                    }
-            }
-        }
+    float a[2][4], h[2][4] = {}, delta_sum0 = 0.f, delta_sum1 = 0.f;
+    if (kLocal && seg.last) {
+        corner.load(h, initial_state(p, seg));
+        corner.store(p.segment_state + blockIdx.y * matrix, h);
+        return;
     }
+    corner.load_decay(a, p.a);
     const float2 skip = load_pair(p.d, ch, alive && p.d);
-    auto store_state = [&](float *to, long long row_index) {
-        if (!alive) return;
-#pragma unroll
-        for (int r = 0; r < 4; r++)
-            *reinterpret_cast<float2 *>(to + (row_index * N + 4 * q + r) * E + ch) = make_float2(h0[r], h1[r]);
-    };
 
     // The conversion's part of the stage: 4 channels of 2 rows, and 4 states of one row of B or C.
     const int part = tid % 16, part_row = tid / 16;
@@ -163,13 +125,21 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         copy_stage(seg.begin + kTileSteps, 1);
         convert(seg.begin, 0, 0);
     }
+    if (!kLocal) {
+        if (p.segment_state) wait_for_previous();
+        corner.load(h, state_before(p, seg));
+        if (p.segment_state && p.carry_inside) {
+            const int first = p.first_segment[seg.sequence];
+            corner.chain<8>(h, a, p.segment_state, p.segment_delta, first, 1, blockIdx.y - first);
+        }
+    }
     for (int t0 = seg.begin, buffer = 0; t0 < seg.end; t0 += kTileSteps, buffer ^= 1) {
         copy_wait();
         __syncthreads();
         const int ring1 = ring == 2 ? 0 : ring + 1, ring2 = ring1 == 2 ? 0 : ring1 + 1;
         if (t0 + 2 * kTileSteps < seg.end) copy_stage(t0 + 2 * kTileSteps, ring2);
         if (!kLocal && p.boundary_state && (t0 - seg.begin) % kChunk == 0)
-            store_state(p.boundary_state, seg.chunk + (t0 - seg.begin) / kChunk);
+            corner.store(p.boundary_state + (seg.chunk + (t0 - seg.begin) / kChunk) * matrix, h);
 
         Two<T> gate[2][2] = {}; // z of steps 8*half + 2q, +1
         if (!kLocal && p.z) {
@@ -186,8 +156,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         float e0[4], e1[4];
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            e0[r] = exp2_fast(x_next.x * a0[r]);
-            e1[r] = exp2_fast(x_next.y * a1[r]);
+            e0[r] = exp2_fast(x_next.x * a[0][r]);
+            e1[r] = exp2_fast(x_next.y * a[1][r]);
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -203,14 +173,14 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     x_next = x[(t + 1) * (kTileChannels / 2)];
 #pragma unroll
                     for (int r = 0; r < 4; r++) {
-                        n0[r] = exp2_fast(x_next.x * a0[r]);
-                        n1[r] = exp2_fast(x_next.y * a1[r]);
+                        n0[r] = exp2_fast(x_next.x * a[0][r]);
+                        n1[r] = exp2_fast(x_next.y * a[1][r]);
                     }
                 }
 #pragma unroll
                 for (int r = 0; r < 4; r++) {
-                    h0[r] = fmaf(e0[r], h0[r], xv.z * bs[r]);
-                    h1[r] = fmaf(e1[r], h1[r], xv.w * bs[r]);
+                    h[0][r] = fmaf(e0[r], h[0][r], xv.z * bs[r]);
+                    h[1][r] = fmaf(e1[r], h[1][r], xv.w * bs[r]);
                     e0[r] = n0[r];
                     e1[r] = n1[r];
                 }
@@ -219,8 +189,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     delta_sum1 += xv.y;
                 } else if constexpr (kExact<T>) {
                     const float4 cv = s.c[buffer][t][q];
-                    float y0 = fmaf(h0[3], cv.w, fmaf(h0[2], cv.z, fmaf(h0[1], cv.y, h0[0] * cv.x)));
-                    float y1 = fmaf(h1[3], cv.w, fmaf(h1[2], cv.z, fmaf(h1[1], cv.y, h1[0] * cv.x)));
+                    float y0 = fmaf(h[0][3], cv.w, fmaf(h[0][2], cv.z, fmaf(h[0][1], cv.y, h[0][0] * cv.x)));
+                    float y1 = fmaf(h[1][3], cv.w, fmaf(h[1][2], cv.z, fmaf(h[1][1], cv.y, h[1][0] * cv.x)));
                     y0 = quad_sum(y0);
                     y1 = quad_sum(y1);
                     if (q == i / 2) {
@@ -229,8 +199,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     }
                 } else {
                     float product[4] = {0.f, 0.f, 0.f, 0.f};
-                    mma(product, h0[0], h1[0], h0[1], h1[1], c8.x, c8.y);
-                    mma(product, h0[2], h1[2], h0[3], h1[3], c8.z, c8.w);
+                    mma(product, h[0][0], h[1][0], h[0][1], h[1][1], c8.x, c8.y);
+                    mma(product, h[0][2], h[1][2], h[0][3], h[1][3], c8.z, c8.w);
                     if (q == i / 2) {
                         y[0][i % 2] = product[i % 2];
                         y[1][i % 2] = product[2 + i % 2];
@@ -257,185 +227,224 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         ring = ring1;
     }
     if (kLocal) {
-        store_state(p.segment_state, blockIdx.y);
+        let_next_start();
+        corner.store(p.segment_state + blockIdx.y * matrix, h);
         if (alive && q == 0)
             *reinterpret_cast<float2 *>(p.segment_delta + (long long)blockIdx.y * E + ch) =
                 make_float2(delta_sum0, delta_sum1);
     } else if (seg.last && p.last_state) {
-        store_state(p.last_state, seg.sequence);
+        corner.store(state_slot(p.last_state, p.state_stride, seg.slot), h);
     }
 }
 
 // ---------------------------------------------------------------------------------------- narrow
-// A block is 8 channels: warps 0-3 scan two channels each, one state a lane; warps 4-7 load, convert, and
-// finish y (skip, gate, store). Stages of 32 steps in two buffers: while one is scanned the next is converted and
-// the one before finished. B and C lie transposed, so that one 16-byte read serves 4 steps.
+// A block is 8 channels: warps 0 and 1 scan four channels each, 8 lanes a channel, 2 states a lane; warps 2 and 3 load,
+// convert, and finish y (skip, gate, store). Stages of 32 steps in two buffers: while one is scanned the next is
+// converted and the one before finished. All lies by state or channel, so that one 16-byte read serves 4 steps.
 // y: v = C h of four steps is operand A (rows are g, k is q); operand B is zeros and ones that sum over q and put
-// each four steps into a lane of their own; shuffles add the four rows of a channel.
+// each four steps into a lane of their own; a shuffle adds the two rows of a channel.
 
-constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowThreads = 256, kNarrowStages = 2;
-constexpr int kNarrowRow = kNarrowSteps + 4; // padded: the 8 rows of a quarter-warp read 8 different bank groups
+constexpr int kNarrowChannels = 8, kNarrowSteps = 32, kNarrowScanThreads = 64, kNarrowThreads = 128;
 
-template <class T> struct alignas(16) StepQuad { Two<T> v[4]; }; // (B, C) of 4 steps
+// Rows are padded: the 8 rows that a quarter-warp reads lie in 8 different bank groups, and the two that a warp writes
+// at once in different halves of the banks.
+constexpr int kNarrowRow = kNarrowSteps + 4;
+template <class T> struct alignas(16) NarrowShared {
+    float step[kNarrowChannels][kNarrowRow];
+    float input[kNarrowChannels][kNarrowRow]; // step * u
+    float y[kNarrowChannels][kNarrowRow];
+    struct {
+        Two<T> bc[8][kNarrowRow]; // (B, C)
+        Two<T> padding[16];
+    } states[2];
+};
+template <class T> struct alignas(16) FourTwice { Four<T> v[2]; };
+template <class T> struct alignas(16) TwoFourTimes { Two<T> v[4]; };
 
 template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward &p) {
-    __shared__ __align__(16) float s_step[kNarrowStages][kNarrowChannels][kNarrowRow];
-    __shared__ __align__(16) float s_input[kNarrowStages][kNarrowChannels][kNarrowRow]; // step * u
-    __shared__ __align__(16) Two<T> s_bc[kNarrowStages][N][kNarrowRow];
-    __shared__ __align__(16) float s_y[kNarrowStages][kNarrowSteps][kNarrowChannels];
-    const int tid = threadIdx.x % 128, E = p.channels;
+    __shared__ NarrowShared<T> shared[2];
+    const int E = p.channels;
     const ScanSegment seg = p.segments[blockIdx.y];
-    if (kLocal && seg.last) return; // nobody waits for it
-    const int stages = (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
+    const int stages = kLocal && seg.last ? 0 : (seg.end - seg.begin + kNarrowSteps - 1) / kNarrowSteps;
 
-    if (threadIdx.x >= 128) {
-        const int step = tid / 4, part = tid % 4, ch = blockIdx.x * kNarrowChannels + 2 * part;
+    if (threadIdx.x >= kNarrowScanThreads) {
+        const int tid = threadIdx.x - kNarrowScanThreads, step = tid / 2, part = tid % 2;
+        const int ch = blockIdx.x * kNarrowChannels + 4 * part;
         const bool alive = ch < E;
-        const float2 bias = load_pair(p.delta_bias, ch, alive && p.delta_bias);
-        const float2 skip = load_pair(p.d, ch, alive && p.d);
+        const int at = alive ? ch : 0;
+        float bias[4], skip[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            bias[j] = p.delta_bias && alive ? p.delta_bias[ch + j] : 0.f;
+            skip[j] = p.d && alive ? p.d[ch + j] : 0.f;
+        }
         const float ungated = p.z ? 0.f : 1.f; // z is zero then
-        // Registers of four stages: two loaded ahead, the one being scanned, the one being finished.
-        constexpr int kRing = 4;
-        Two<T> u[kRing], delta[kRing], z[kRing] = {};
-        Four<T> b[kRing], c[kRing] = {};
-        auto load = [&](int k, int slot) {
-            const long long t = min(seg.begin + k * kNarrowSteps + step, seg.end - 1);
-            const int at = alive ? ch : 0;
-            u[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.u, p.u_stride, t) + at);
-            delta[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.delta, p.delta_stride, t) + at);
-            if (p.z && !kLocal) z[slot] = *reinterpret_cast<const Two<T> *>(row<T>(p.z, p.z_stride, t) + at);
-            b[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.b, p.b_stride, t) + 4 * part);
-            if (!kLocal) c[slot] = *reinterpret_cast<const Four<T> *>(row<T>(p.c, p.c_stride, t) + 4 * part);
+        // Of the stage converted next, and of the one finished next (u once more: registers are scarcer than the L2).
+        Four<T> u, delta, u_late, z_late = {};
+        FourTwice<T> b, c = {};
+        auto token = [&](int k) { return seg.begin + k * kNarrowSteps + step; };
+        auto channels = [&](const void *base, long long stride, int t) {
+            return *reinterpret_cast<const Four<T> *>(row<T>(base, stride, t) + at);
         };
-        auto convert = [&](int k, int slot) {
-            const int stage = slot % 2;
-            const float2 d = widen<T>(delta[slot]), uf = widen<T>(u[slot]);
-            const bool valid = seg.begin + k * kNarrowSteps + step < seg.end;
-            float2 x = make_float2(d.x + bias.x, d.y + bias.y);
-            x.x = select(valid, select(p.softplus, softplus<T>(x.x), x.x), 0.f);
-            x.y = select(valid, select(p.softplus, softplus<T>(x.y), x.y), 0.f);
-            s_step[stage][2 * part][step] = x.x;
-            s_step[stage][2 * part + 1][step] = x.y;
-            s_input[stage][2 * part][step] = x.x * uf.x;
-            s_input[stage][2 * part + 1][step] = x.y * uf.y;
-            s_bc[stage][4 * part][step] = Packed<T>::template zip<0>(b[slot], c[slot]);
-            s_bc[stage][4 * part + 1][step] = Packed<T>::template zip<1>(b[slot], c[slot]);
-            s_bc[stage][4 * part + 2][step] = Packed<T>::template zip<2>(b[slot], c[slot]);
-            s_bc[stage][4 * part + 3][step] = Packed<T>::template zip<3>(b[slot], c[slot]);
+        auto load = [&](int k) {
+            const int t = min(token(k), seg.end - 1);
+            u = channels(p.u, p.u_stride, t);
+            delta = channels(p.delta, p.delta_stride, t);
+            b = *reinterpret_cast<const FourTwice<T> *>(row<T>(p.b, p.b_stride, t) + 8 * part);
+            if (!kLocal) c = *reinterpret_cast<const FourTwice<T> *>(row<T>(p.c, p.c_stride, t) + 8 * part);
         };
-        auto finish = [&](int k, int slot) {
-            const float2 y = *reinterpret_cast<const float2 *>(&s_y[slot % 2][step][2 * part]);
-            const float2 uf = widen<T>(u[slot]), zf = widen<T>(z[slot]);
-            const int t = seg.begin + k * kNarrowSteps + step;
-            store_if<T>(row<T>(p.y, p.y_stride, t) + ch,
-                        pair_of<T>(fmaf(skip.x, uf.x, y.x) * fmaf(zf.x, sigmoid(zf.x), ungated),
-                                   fmaf(skip.y, uf.y, y.y) * fmaf(zf.y, sigmoid(zf.y), ungated)),
-                        t < seg.end && alive);
+        auto load_late = [&](int k) {
+            const int t = min(token(k), seg.end - 1);
+            u_late = channels(p.u, p.u_stride, t);
+            if (p.z) z_late = channels(p.z, p.z_stride, t);
+        };
+        auto convert = [&](int k) {
+            NarrowShared<T> &s = shared[k % 2];
+            const bool valid = token(k) < seg.end;
+            const float4 d = widen<T>(delta), uf = widen<T>(u);
+            const float in[4] = {uf.x, uf.y, uf.z, uf.w};
+            float x[4] = {d.x, d.y, d.z, d.w};
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                x[j] += bias[j];
+                x[j] = select(valid, select(p.softplus, softplus<T>(x[j]), x[j]), 0.f); // no step: the state stays
+                s.step[4 * part + j][step] = x[j];
+                s.input[4 * part + j][step] = x[j] * in[j];
+            }
+            auto &bc = s.states[part].bc;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                bc[4 * i][step] = Packed<T>::template zip<0>(b.v[i], c.v[i]);
+                bc[4 * i + 1][step] = Packed<T>::template zip<1>(b.v[i], c.v[i]);
+                bc[4 * i + 2][step] = Packed<T>::template zip<2>(b.v[i], c.v[i]);
+                bc[4 * i + 3][step] = Packed<T>::template zip<3>(b.v[i], c.v[i]);
+            }
+        };
+        auto finish = [&](int k) {
+            const float4 u4 = widen<T>(u_late), z4 = widen<T>(z_late);
+            const float uf[4] = {u4.x, u4.y, u4.z, u4.w}, zf[4] = {z4.x, z4.y, z4.z, z4.w};
+            float y[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                y[j] = fmaf(skip[j], uf[j], shared[k % 2].y[4 * part + j][step]) * fmaf(zf[j], sigmoid(zf[j]), ungated);
+            T *to = row<T>(p.y, p.y_stride, token(k)) + ch;
+            const bool valid = token(k) < seg.end && alive;
+            store_if<T>(to, pair_of<T>(y[0], y[1]), valid);
+            store_if<T>(to + 2, pair_of<T>(y[2], y[3]), valid);
         };
         if (stages > 0) {
-            load(0, 0);
-            load(1, 1);
-            convert(0, 0);
+            load(0);
+            convert(0);
+            load(1);
         }
-        for (int k0 = 0; k0 <= stages; k0 += kRing) {
-#pragma unroll
-            for (int slot = 0; slot < kRing; slot++) {
-                const int k = k0 + slot; // the stage that warps 0-3 scan now
-                if (k > stages) break;
-                __syncthreads();
-                if (!kLocal && k > 0) finish(k - 1, (slot + kRing - 1) % kRing);
-                if (k + 1 < stages) convert(k + 1, (slot + 1) % kRing);
-                if (k + 2 < stages) load(k + 2, (slot + 2) % kRing);
+        if (!kLocal && p.segment_state) wait_for_previous();
+#pragma unroll 2
+        for (int k = 0; k <= stages; k++) { // stage k is scanned now
+            __syncthreads();
+            if (!kLocal && k > 0) finish(k - 1);
+            if (!kLocal && k < stages) load_late(k);
+            if (k + 1 < stages) {
+                convert(k + 1);
+                load(k + 2);
             }
         }
         return;
     }
 
-    const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
-    const int local = 2 * warp + lane / 16, state = lane % 16, ch = blockIdx.x * kNarrowChannels + local;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const int local = 4 * warp + lane / 8, state = lane % 8, ch = blockIdx.x * kNarrowChannels + local; // and state + 8
     const bool alive = ch < E;
-    const long long at = (long long)state * E + ch;
-    const float a = alive ? p.a[at] * kLog2e : 0.f;
     const long long stride = (long long)N * E;
-    const float *init = p.segment_state && !p.carry_inside ? p.segment_state + blockIdx.y * stride
-                        : p.initial_state                  ? p.initial_state + seg.sequence * stride
-                                                           : nullptr;
-    float h = !kLocal && init && alive ? init[at] : 0.f, delta_sum = 0.f;
-    if (!kLocal && p.segment_state && p.carry_inside && alive)
-        for (int i = p.first_segment[seg.sequence]; i < blockIdx.y; i++)
-            h = fmaf(exp2_fast(a * p.segment_delta[(long long)i * E + ch]), h, p.segment_state[i * stride + at]);
+    const long long at[2] = {(long long)state * E + ch, (long long)(state + 8) * E + ch};
+    if (!kLocal && p.segment_state) wait_for_previous();
+    const float *init = !kLocal ? state_before(p, seg) : seg.last ? initial_state(p, seg) : nullptr;
+    float a[2], h[2], delta_sum = 0.f;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        a[r] = alive ? p.a[at[r]] * kLog2e : 0.f;
+        h[r] = init && alive ? init[at[r]] : 0.f;
+        if (!kLocal && p.segment_state && p.carry_inside && alive)
+            for (int i = p.first_segment[seg.sequence]; i < blockIdx.y; i++)
+                h[r] = fmaf(exp2_fast(a[r] * p.segment_delta[(long long)i * E + ch]), h[r], p.segment_state[i * stride + at[r]]);
+    }
+    auto store_state = [&](float *to) { // [N, E]
+        if (alive) to[at[0]] = h[0], to[at[1]] = h[1];
+    };
     float even[4], odd[4]; // operand B that puts the sums of steps 4m .. 4m+3 into lane q = m
 #pragma unroll
     for (int m = 0; m < 4; m++) {
         even[m] = g == 2 * m ? 1.f : 0.f;
         odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
     }
-    for (int k0 = 0; k0 <= stages; k0 += kNarrowStages) {
+    for (int k = 0; k <= stages; k++) {
+        __syncthreads();
+        if (k == stages) break;
+        NarrowShared<T> &s = shared[k % 2];
+        if (!kLocal && p.boundary_state && k % (kChunk / kNarrowSteps) == 0)
+            store_state(p.boundary_state + ((long long)seg.chunk + k / (kChunk / kNarrowSteps)) * stride);
+        const float *steps = s.step[local], *inputs = s.input[local];
+        const Two<T> *bc0 = s.states[0].bc[state], *bc1 = s.states[1].bc[state];
+        // Four steps at a time, the next four's reads and exponentials ahead.
+        float4 step[2], input[2];
+        TwoFourTimes<T> bc[2][2];
+        float e[2][2][4];
+        auto read = [&](int m) {
+            step[m % 2] = *reinterpret_cast<const float4 *>(steps + 4 * m);
+            input[m % 2] = *reinterpret_cast<const float4 *>(inputs + 4 * m);
+            bc[m % 2][0] = *reinterpret_cast<const TwoFourTimes<T> *>(bc0 + 4 * m);
+            bc[m % 2][1] = *reinterpret_cast<const TwoFourTimes<T> *>(bc1 + 4 * m);
+        };
+        auto exponentials = [&](int m) {
 #pragma unroll
-        for (int stage = 0; stage < kNarrowStages; stage++) {
-            const int k = k0 + stage;
-            if (k > stages) break;
-            __syncthreads();
-            if (k == stages) break;
-            if (!kLocal && p.boundary_state && alive && k % (kChunk / kNarrowSteps) == 0)
-                p.boundary_state[((long long)seg.chunk + k / (kChunk / kNarrowSteps)) * N * E + at] = h;
-#pragma unroll
-            for (int half = 0; half < kNarrowSteps / 16; half++) {
-                // Four steps at a time: exponentials one group ahead, reads two.
-                float sum[4] = {0.f, 0.f, 0.f, 0.f};
-                float4 step[2], input[2];
-                StepQuad<T> bc[2];
-                float e[2][4];
-                auto read = [&](int m) {
-                    const int t = 16 * half + 4 * m;
-                    step[m % 2] = *reinterpret_cast<const float4 *>(&s_step[stage][local][t]);
-                    input[m % 2] = *reinterpret_cast<const float4 *>(&s_input[stage][local][t]);
-                    bc[m % 2] = *reinterpret_cast<const StepQuad<T> *>(&s_bc[stage][state][t]);
-                };
-                auto exponentials = [&](int m) {
-                    e[m % 2][0] = exp2_fast(step[m % 2].x * a);
-                    e[m % 2][1] = exp2_fast(step[m % 2].y * a);
-                    e[m % 2][2] = exp2_fast(step[m % 2].z * a);
-                    e[m % 2][3] = exp2_fast(step[m % 2].w * a);
-                };
-                read(0);
-                read(1);
-                exponentials(0);
-#pragma unroll
-                for (int m = 0; m < 4; m++) {
-                    if (m < 3) exponentials(m + 1);
-                    const float in[4] = {input[m % 2].x, input[m % 2].y, input[m % 2].z, input[m % 2].w};
-                    float v[4];
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        const float2 both = widen<T>(bc[m % 2].v[i]); // B, C
-                        h = fmaf(e[m % 2][i], h, in[i] * both.x);
-                        v[i] = h * both.y;
-                    }
-                    if (kLocal) delta_sum += (step[m % 2].x + step[m % 2].y) + (step[m % 2].z + step[m % 2].w);
-                    if (m < 2) read(m + 2);
-                    if (kLocal) continue;
-                    mma(sum, v[0], v[1], v[2], v[3], even[m], odd[m]);
-                    if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m], odd[m]);
-                }
-                if (kLocal) continue;
-                // sum: steps 4q + 0, 2, 1, 3 over four states of row g's; now over the four rows of the channel,
-                // each of which keeps one step.
-                const bool upper = g & 1, second = g & 2;
-                float y0 = upper ? sum[1] : sum[0], y1 = upper ? sum[3] : sum[2];
-                y0 += __shfl_xor_sync(~0u, upper ? sum[0] : sum[1], 4);
-                y1 += __shfl_xor_sync(~0u, upper ? sum[2] : sum[3], 4);
-                float y = second ? y1 : y0;
-                y += __shfl_xor_sync(~0u, second ? y0 : y1, 8);
-                s_y[stage][16 * half + 4 * q + 2 * upper + second][local] = kExact<T> ? y : y * kCutMean;
+            for (int r = 0; r < 2; r++) {
+                e[m % 2][r][0] = exp2_fast(step[m % 2].x * a[r]);
+                e[m % 2][r][1] = exp2_fast(step[m % 2].y * a[r]);
+                e[m % 2][r][2] = exp2_fast(step[m % 2].z * a[r]);
+                e[m % 2][r][3] = exp2_fast(step[m % 2].w * a[r]);
             }
+        };
+        read(0);
+        exponentials(0);
+        float sum[4];
+#pragma unroll
+        for (int m = 0; m < kNarrowSteps / 4; m++) {
+            if (m + 1 < kNarrowSteps / 4) {
+                read(m + 1);
+                exponentials(m + 1);
+            }
+            const float in[4] = {input[m % 2].x, input[m % 2].y, input[m % 2].z, input[m % 2].w};
+            float v[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float2 first = widen<T>(bc[m % 2][0].v[i]), second = widen<T>(bc[m % 2][1].v[i]); // B, C
+                h[0] = fmaf(e[m % 2][0][i], h[0], in[i] * first.x);
+                h[1] = fmaf(e[m % 2][1][i], h[1], in[i] * second.x);
+                v[i] = fmaf(h[1], second.y, h[0] * first.y);
+            }
+            if (kLocal) {
+                delta_sum += (step[m % 2].x + step[m % 2].y) + (step[m % 2].z + step[m % 2].w);
+                continue;
+            }
+            if (m % 4 == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
+            mma(sum, v[0], v[1], v[2], v[3], even[m % 4], odd[m % 4]);
+            if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m % 4], odd[m % 4]);
+            if (m % 4 < 3) continue;
+            // sum: steps 4q + 0, 2, 1, 3 over four states of row g's; now over the two rows of the channel, each of
+            // which keeps two steps.
+            constexpr float kScale = kExact<T> ? 1.f : kCutMean;
+            const bool upper = g & 1;
+            float y0 = upper ? sum[1] : sum[0], y1 = upper ? sum[3] : sum[2];
+            y0 += __shfl_xor_sync(~0u, upper ? sum[0] : sum[1], 4);
+            y1 += __shfl_xor_sync(~0u, upper ? sum[2] : sum[3], 4);
+            *reinterpret_cast<float2 *>(s.y[local] + 16 * (m / 4) + 4 * q + 2 * upper) = make_float2(y0 * kScale, y1 * kScale);
         }
     }
     if (kLocal) {
-        if (alive) p.segment_state[(long long)blockIdx.y * N * E + at] = h;
+        let_next_start();
+        store_state(p.segment_state + (long long)blockIdx.y * stride);
         if (alive && state == 0) p.segment_delta[(long long)blockIdx.y * E + ch] = delta_sum;
-    } else if (seg.last && p.last_state && alive) {
-        p.last_state[(long long)seg.sequence * N * E + at] = h;
+    } else if (seg.last && p.last_state) {
+        store_state(state_slot(p.last_state, p.state_stride, seg.slot));
     }
 }
 
@@ -448,7 +457,7 @@ __device__ void forward_carry(const ScanForward &p) {
     const float a = p.a[at] * kLog2e;
     const long long stride = (long long)N * E;
     const int end = p.first_segment[blockIdx.z + 1];
-    float h = p.initial_state ? p.initial_state[blockIdx.z * stride + at] : 0.f;
+    float h = p.segment_state[(end - 1) * stride + at]; // the initial state, as the local kernel left it
     constexpr int kBatch = 8; // loads in flight
     for (int i0 = p.first_segment[blockIdx.z]; i0 < end; i0 += kBatch) {
         float local[kBatch], delta[kBatch];
@@ -468,16 +477,17 @@ __device__ void forward_carry(const ScanForward &p) {
 
 } // namespace scan
 
-#define SCAN_FORWARD(T, name)                                                                                  \
+// narrow: 5 blocks a multiprocessor, so that 5120 channels run at once; f32 needs more registers.
+#define SCAN_FORWARD(T, name, narrow_blocks)                                                                   \
     SCAN_KERNEL(selective_scan_forward_tile_##name, ScanForward, scan::kTileThreads, 3,                         \
                 (scan::forward_tile<T, false>(p)))                                                             \
     SCAN_KERNEL(selective_scan_forward_local_##name, ScanForward, scan::kTileThreads, 3,                        \
                 (scan::forward_tile<T, true>(p)))                                                              \
-    SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, 4,                    \
+    SCAN_KERNEL(selective_scan_forward_narrow_##name, ScanForward, scan::kNarrowThreads, narrow_blocks,        \
                 (scan::forward_narrow<T, false>(p)))                                                           \
-    SCAN_KERNEL(selective_scan_forward_narrow_local_##name, ScanForward, scan::kNarrowThreads, 4,              \
+    SCAN_KERNEL(selective_scan_forward_narrow_local_##name, ScanForward, scan::kNarrowThreads, narrow_blocks,  \
                 (scan::forward_narrow<T, true>(p)))
-SCAN_FORWARD(__nv_bfloat16, bf16)
-SCAN_FORWARD(__half, f16)
-SCAN_FORWARD(float, f32)
+SCAN_FORWARD(__nv_bfloat16, bf16, 5)
+SCAN_FORWARD(__half, f16, 5)
+SCAN_FORWARD(float, f32, 4)
 SCAN_KERNEL(selective_scan_forward_carry, ScanForward, 32, 1, (scan::forward_carry(p)))

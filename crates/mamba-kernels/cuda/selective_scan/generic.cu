@@ -36,6 +36,7 @@ template <class T, int kPerLane> __device__ void generic_forward(const ScanForwa
     const int c = alive ? ch : 0;
     const ScanSegment seg = p.segments[blockIdx.y];
     const float bias = p.delta_bias ? p.delta_bias[c] : 0.f, skip = p.d ? p.d[c] : 0.f;
+    const float *init = initial_state(p, seg);
     float a[kPerLane], h[kPerLane];
     bool has[kPerLane];
 #pragma unroll
@@ -43,16 +44,16 @@ template <class T, int kPerLane> __device__ void generic_forward(const ScanForwa
         int n = lane + 32 * k;
         has[k] = alive && n < N;
         a[k] = has[k] ? p.a[(long long)n * E + c] * kLog2e : 0.f;
-        h[k] = has[k] && p.initial_state ? p.initial_state[((long long)seg.sequence * N + n) * E + c] : 0.f;
+        h[k] = has[k] && init ? init[(long long)n * E + c] : 0.f;
     }
-    auto store = [&](float *to, long long index) {
+    auto store = [&](float *to) { // [N, E]
 #pragma unroll
         for (int k = 0; k < kPerLane; k++)
-            if (has[k]) to[(index * N + lane + 32 * k) * E + c] = h[k];
+            if (has[k]) to[(long long)(lane + 32 * k) * E + c] = h[k];
     };
     for (int t = seg.begin; t < seg.end; t++) {
         if (p.boundary_state && (t - seg.begin) % kChunk == 0)
-            store(p.boundary_state, seg.chunk + (t - seg.begin) / kChunk);
+            store(p.boundary_state + (long long)(seg.chunk + (t - seg.begin) / kChunk) * N * E);
         const float u = at<T>(p.u, p.u_stride, t, c);
         float step = at<T>(p.delta, p.delta_stride, t, c) + bias, y = 0.f;
         if (p.softplus) step = softplus<T>(step);
@@ -70,7 +71,7 @@ template <class T, int kPerLane> __device__ void generic_forward(const ScanForwa
         }
         if (alive && lane == 0) row<T>(p.y, p.y_stride, t)[c] = from_float<T>(y);
     }
-    if (seg.last && p.last_state) store(p.last_state, seg.sequence);
+    if (seg.last && p.last_state) store(state_slot(p.last_state, p.state_stride, seg.slot));
 }
 
 template <class T, int kPerLane> __device__ void generic_backward(const ScanBackward &p) {
@@ -78,6 +79,7 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
     const int E = p.channels, N = p.states, width = lanes_a_channel(N), lane = threadIdx.x % width;
     const int per_warp = 32 / width, groups = (E + per_warp - 1) / per_warp;
     const ScanSegment seg = p.segments[blockIdx.y];
+    const float *last_grad = state_slot(p.last_state_grad, p.state_stride, seg.slot);
     float *partial = p.bc_partial + (long long)blockIdx.x * p.tokens * 2 * N;
     for (long long i = threadIdx.x; i < (long long)(seg.end - seg.begin) * 2 * N; i += 32)
         partial[(long long)seg.begin * 2 * N + i] = 0.f;
@@ -96,7 +98,7 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
             has[k] = alive && n < N;
             a[k] = has[k] ? p.a[(long long)n * E + c] : 0.f;
             da[k] = da_chunk[k] = 0.f;
-            carry[k] = has[k] && p.last_state_grad ? p.last_state_grad[((long long)seg.sequence * N + n) * E + c] : 0.f;
+            carry[k] = has[k] && last_grad ? last_grad[(long long)n * E + c] : 0.f;
         }
         const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
         for (int chunk = chunks - 1; chunk >= 0; chunk--) {
@@ -175,7 +177,7 @@ template <class T, int kPerLane> __device__ void generic_backward(const ScanBack
             if (!has[k]) continue;
             const int n = lane + 32 * k;
             p.a_partial[((long long)blockIdx.y * N + n) * E + c] = da[k];
-            if (p.initial_state_grad) p.initial_state_grad[((long long)seg.sequence * N + n) * E + c] = carry[k];
+            if (p.initial_state_grad) state_slot(p.initial_state_grad, p.state_stride, seg.slot)[(long long)n * E + c] = seg.fresh ? 0.f : carry[k];
         }
         if (alive && lane == 0) {
             p.d_partial[(long long)blockIdx.y * E + c] = dd;

@@ -4,6 +4,8 @@
 // Shapes: T tokens (all sequences of the call, packed one after the other), E channels, N states a channel.
 // A row stride counts elements from one token's row to the next; within a row channels (or states) are
 // contiguous. "dtype" is the type of the kernel's instance: __nv_bfloat16, __half or float.
+// A sequence's state lies in a slot: [N, E] f32 at the pointer + slot * state_stride elements. No two sequences
+// of a call share a slot.
 #pragma once
 
 // Dynamic shared memory, bytes; `size` is the dtype's.
@@ -17,10 +19,12 @@ constexpr int scan_generic_backward_shared(int states_a_lane) { return 8192 * st
 struct ScanSegment {
     int begin;
     int end;
-    int sequence; // row of initial_state, last_state and their gradients
+    int sequence; // index into first_segment
+    int slot;     // of initial_state and last_state, or of their gradients
     int chunk;    // row of boundary_state that holds the state before token `begin`
     int first;    // 1 for the sequence's first segment
     int last;     // 1 for the sequence's last segment
+    int fresh;    // 1: the sequence begins at zero, whatever its slot holds (its gradient is zero then)
 };
 
 struct ScanForward {
@@ -29,14 +33,14 @@ struct ScanForward {
     void *y;                         // dtype [T, E]
     const float *a;                  // [N, E], negative
     const float *d, *delta_bias;     // [E] or null
-    const float *initial_state;      // [sequences, N, E], or null: zero
-    float *last_state;               // [sequences, N, E] or null
+    const float *initial_state;      // slots, or null: zero
+    float *last_state;               // slots, or null; may be initial_state: the state is then replaced in place
     float *boundary_state;           // [chunks, N, E] or null: the state before every 64th token, for backward
     float *segment_state;            // [segments, N, E]; null where no sequence is split
     float *segment_delta;            // [segments, E], sum of the step sizes; likewise
     const ScanSegment *segments;
-    const int *first_segment;        // [sequences + 1]: where each sequence's segments begin; for carry
-    long long u_stride, delta_stride, z_stride, b_stride, c_stride, y_stride;
+    const int *first_segment;        // [sequences + 1]: where each sequence's segments begin
+    long long u_stride, delta_stride, z_stride, b_stride, c_stride, y_stride, state_stride;
     int segment_count;
     int channels;                    // E
     int states;                      // N
@@ -52,8 +56,8 @@ struct ScanBackward {
     void *du, *ddelta, *dz;          // dtype [T, E]; dz null where z is
     const float *a, *d, *delta_bias;
     const float *boundary_state;     // [chunks, N, E] from forward
-    const float *last_state_grad;    // [sequences, N, E], or null: zero
-    float *initial_state_grad;       // [sequences, N, E] or null
+    const float *last_state_grad;    // slots, or null: zero
+    float *initial_state_grad;       // slots, or null; not last_state_grad's memory
     float *segment_state;            // [segments, N, E]; null where no sequence is split
     float *segment_delta;            // [segments, E]
     float *state_scratch;            // selective_scan_backward_*: [segments, ceil(E / 64), 16384]
@@ -66,7 +70,7 @@ struct ScanBackward {
     const ScanSegment *segments;
     const int *first_segment;        // [sequences + 1], as in forward
     long long u_stride, delta_stride, z_stride, b_stride, c_stride, dy_stride;
-    long long du_stride, ddelta_stride, dz_stride, db_stride, dc_stride;
+    long long du_stride, ddelta_stride, dz_stride, db_stride, dc_stride, state_stride;
     long long tokens;                // T
     int segment_count;
     int channels;

@@ -41,6 +41,7 @@ impl<T: Element> Aligned<T> {
         let no_memory = || Error::OutOfMemory {
             bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
             what: what.into(),
+            free: None,
         };
         // Room to align by hand: asked for more than malloc's own alignment, `alloc_zeroed` would not leave
         // the zeros to calloc but write them, and so make every page resident.

@@ -37,11 +37,13 @@ const MAX_TEXT_THREADS: usize = 4;
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best that is there.
+    /// The best that is there: a GPU that can compute in the model's type, or else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
+    /// The first NVIDIA GPU.
+    Cuda,
 }
 
 /// How a model is loaded and run.
@@ -60,14 +62,16 @@ pub struct LoadOptions {
     /// Another tokenizer than the checkpoint's.
     pub tokenizer: Option<PathBuf>,
     /// Only size-independent kernels, so that results are equal to the bit in any batch. On a CPU this leaves
-    /// out the tile unit, which only serves bf16 weights; f32 and f16 are always so.
+    /// out the tile unit, which only serves bf16 weights; f32 and f16 are always so. On a GPU products are computed 64
+    /// rows at a time, scans are never cut in time, and there is no kernel for decode steps ([`crate::cuda`]).
     pub deterministic: bool,
     /// Sequences that are computed together, 1 to 4096: the number of state slots.
     pub max_batch: usize,
     /// Requests that may wait or run at a time.
     pub queue_limit: usize,
-    /// Tokens that a step computes at most, over all sequences (and at least `max_batch`).
-    pub prefill_chunk: usize,
+    /// Tokens that a step computes at most, over all sequences (and at least `max_batch`), 1 to 65536; `None`: 512 on a
+    /// CPU, 4096 on a GPU.
+    pub prefill_chunk: Option<usize>,
 }
 
 impl Default for LoadOptions {
@@ -82,7 +86,7 @@ impl Default for LoadOptions {
             deterministic: false,
             max_batch: 32,
             queue_limit: 1024,
-            prefill_chunk: 512,
+            prefill_chunk: None,
         }
     }
 }
@@ -96,7 +100,7 @@ impl LoadOptions {
         threads::count(self.threads)?;
         within("maxBatch", self.max_batch, 4096)?;
         within("queueLimit", self.queue_limit, 1 << 20)?;
-        within("prefillChunk", self.prefill_chunk, 1 << 16)
+        self.prefill_chunk.map_or(Ok(()), |chunk| within("prefillChunk", chunk, 1 << 16))
     }
 }
 
@@ -118,7 +122,7 @@ pub struct ModelInfo {
     pub config: Config,
     /// Type of its matrices in memory.
     pub dtype: DType,
-    /// `cpu`.
+    /// `cpu` or `cuda`.
     pub device: String,
     /// Threads that compute.
     pub threads: usize,
@@ -230,6 +234,9 @@ impl Mamba {
     ) -> Result<Self> {
         options.check()?;
         let threads = threads::count(options.threads)?;
+        if let Some(cuda) = cuda(options, checkpoint)? {
+            return Self::with_backend(cuda, threads, checkpoint, tokenizer, options, cancel, progress);
+        }
         let cpu = Cpu::new(threads)?.deterministic(options.deterministic);
         Self::with_backend(cpu, threads, checkpoint, tokenizer, options, cancel, progress)
     }
@@ -394,6 +401,36 @@ impl Mamba {
             }
         }
         on_disposed();
+    }
+}
+
+/// The GPU, where it is asked for; where the device is left open, only if it is there and can compute in the model's
+/// type.
+#[cfg(feature = "cuda")]
+fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::cuda::Cuda>> {
+    let dtype = options.dtype.unwrap_or_else(|| checkpoint.dtype());
+    let cuda = || Ok(Some(crate::cuda::Cuda::new(dtype)?.deterministic(options.deterministic)));
+    match options.device {
+        Device::Cpu => Ok(None),
+        Device::Cuda => cuda(),
+        Device::Auto => match cuda() {
+            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. } | Error::OptionInvalid { .. }) => {
+                Ok(None)
+            }
+            other => other,
+        },
+    }
+}
+
+/// What this build has no code for is never there.
+#[cfg(not(feature = "cuda"))]
+fn cuda(options: &LoadOptions, _: &Checkpoint) -> Result<Option<Cpu>> {
+    match options.device {
+        Device::Auto | Device::Cpu => Ok(None),
+        Device::Cuda => Err(Error::DeviceUnavailable {
+            device: "cuda".into(),
+            reason: "this binary was built without CUDA; expected `auto` or `cpu`".into(),
+        }),
     }
 }
 

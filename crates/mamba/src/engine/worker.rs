@@ -217,7 +217,7 @@ impl<B: Backend> Worker<B> {
     ) -> Result<Self> {
         let count = options.max_batch;
         // Every slot can decode in one step.
-        let tokens = options.prefill_chunk.max(count);
+        let tokens = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk()).max(count);
         let workspace = Workspace::new(&mut backend, &info.config, tokens, LOGIT_ROWS)?;
         let slots = Slots::new(&mut backend, &info.spec, count)?;
         let pooled = backend.alloc(count * info.config.d_model, "pooled hidden states")?;
@@ -512,6 +512,7 @@ impl<B: Backend> Worker<B> {
                     data.try_reserve(new).map_err(|_| Error::OutOfMemory {
                         bytes: 4 * (old + new) as u64,
                         what: "logits".into(),
+                        free: None,
                     })?;
                     data.resize(old + new, 0.0);
                     self.backend.read(&self.workspace.logits, 0, &mut data[old..])?;
@@ -648,7 +649,12 @@ impl Drop for End {
 /// Each of several requests gets the error that ended them all.
 fn copy_of(error: &Error) -> Error {
     match error {
-        Error::OutOfMemory { bytes, what } => Error::OutOfMemory { bytes: *bytes, what: what.clone() },
+        Error::OutOfMemory { bytes, what, free } => {
+            Error::OutOfMemory { bytes: *bytes, what: what.clone(), free: *free }
+        }
+        Error::DeviceLost { device, reason } => {
+            Error::DeviceLost { device: device.clone(), reason: reason.clone() }
+        }
         other => Error::Internal { message: other.to_string() },
     }
 }

@@ -188,9 +188,11 @@ impl SessionSnapshot {
         let mut bytes = Vec::new();
         file.by_ref().take(64).read_to_end(&mut bytes).map_err(read_error)?;
         after_format(&bytes)?;
-        bytes
-            .try_reserve_exact(metadata.len() as usize)
-            .map_err(|_| Error::OutOfMemory { bytes: metadata.len(), what: "a session file".into() })?;
+        bytes.try_reserve_exact(metadata.len() as usize).map_err(|_| Error::OutOfMemory {
+            bytes: metadata.len(),
+            what: "a session file".into(),
+            free: None,
+        })?;
         file.take(metadata.len()).read_to_end(&mut bytes).map_err(read_error)?;
         Self::from_bytes(&bytes)
     }

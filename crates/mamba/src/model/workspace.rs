@@ -24,7 +24,7 @@ pub struct Workspace<B: Backend> {
     pub(super) mixed: B::Buffer,
     /// [rows, d_model].
     pub(super) selected: B::Buffer,
-    /// [rows, vocab].
+    /// [rows, vocab], f32 on every backend.
     pub logits: B::Buffer,
     pub(super) d_model: usize,
     max_tokens: usize,
@@ -38,9 +38,10 @@ impl<B: Backend> Workspace<B> {
     /// `OUT_OF_MEMORY`.
     pub fn new(backend: &mut B, config: &Config, max_tokens: usize, max_rows: usize) -> Result<Self> {
         let Config { d_model, d_inner, d_state, dt_rank, .. } = *config;
-        let mut tokens = |cols: usize| backend.alloc(max_tokens * cols, "activations");
+        let residual = backend.alloc(max_tokens * d_model, "activations")?;
+        let mut tokens = |cols: usize| backend.activations(max_tokens * cols);
         Ok(Self {
-            residual: tokens(d_model)?,
+            residual,
             hidden: tokens(d_model)?,
             xz: tokens(2 * d_inner)?,
             u: tokens(d_inner)?,
@@ -48,7 +49,7 @@ impl<B: Backend> Workspace<B> {
             delta: tokens(d_inner)?,
             y: tokens(d_inner)?,
             mixed: tokens(d_model)?,
-            selected: backend.alloc(max_rows * d_model, "activations")?,
+            selected: backend.activations(max_rows * d_model)?,
             logits: backend.alloc(max_rows * config.padded_vocab_size, "logits")?,
             d_model,
             max_tokens,

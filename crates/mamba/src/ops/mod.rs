@@ -10,6 +10,7 @@
 //! the number of rows, sequences or threads, so the same input gives the same bits in any batch.
 
 pub mod causal_conv1d;
+pub mod cross_entropy;
 pub mod embedding;
 pub mod linear;
 pub mod logprobs;

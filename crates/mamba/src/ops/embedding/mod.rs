@@ -2,3 +2,4 @@
 //! [`Linear`](super::linear) weight, since a tied head uses it as one.
 
 pub mod cpu;
+pub mod reference;

@@ -13,6 +13,35 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, inputs: usize) ->
     out
 }
 
+/// Gradients of a loss by what [`linear`] takes; shapes as there.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// [tokens, inputs]
+    pub x: Vec<f64>,
+    /// [outputs, inputs]
+    pub weight: Vec<f64>,
+    /// [outputs]
+    pub bias: Vec<f64>,
+}
+
+/// `out_grad` [tokens, outputs] is the gradient of [`linear`]'s output.
+#[must_use]
+pub fn linear_backward(x: &[f64], weight: &[f64], out_grad: &[f64], inputs: usize) -> Gradients {
+    let outputs = weight.len() / inputs;
+    let mut grads =
+        Gradients { x: vec![0.0; x.len()], weight: vec![0.0; weight.len()], bias: vec![0.0; outputs] };
+    for (t, grad) in out_grad.chunks(outputs).enumerate() {
+        for (o, grad) in grad.iter().enumerate() {
+            grads.bias[o] += grad;
+            for i in 0..inputs {
+                grads.x[t * inputs + i] += grad * weight[o * inputs + i];
+                grads.weight[o * inputs + i] += grad * x[t * inputs + i];
+            }
+        }
+    }
+    grads
+}
+
 /// Activations [tokens, inputs] as products with quantized weights take them: each the nearest multiple of a power of
 /// two, of which the greatest of its group (32 of a row) has 2048 to 4096.
 #[must_use]

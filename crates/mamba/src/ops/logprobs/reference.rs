@@ -6,3 +6,11 @@ pub fn token_logprob(logits: &[f64], target: usize) -> f64 {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     logits[target] - max - logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
 }
+
+/// The gradient by the row of logits, [vocab], of [`token_logprob`]: 1 at the target, minus the softmax.
+#[must_use]
+pub fn token_logprob_backward(logits: &[f64], target: usize) -> Vec<f64> {
+    let mut grads: Vec<f64> = (0..logits.len()).map(|i| -token_logprob(logits, i).exp()).collect();
+    grads[target] += 1.0;
+    grads
+}

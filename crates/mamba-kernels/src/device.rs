@@ -1,0 +1,429 @@
+//! A card: its context, one stream, the kernels and cuBLAS.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::cublas::{result as blas, sys as blas_sys};
+use cudarc::driver::sys::{
+    CUdevice_attribute, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstream, cuLaunchKernelEx,
+};
+use cudarc::driver::{CudaContext, CudaStream, result};
+
+use crate::batch::Spare;
+use crate::buffer::{Buffer, Float, Ints, Memory};
+use crate::error::{Error, Result};
+
+include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// For cuBLAS, so that it allocates nothing itself; what NVIDIA recommends for Hopper.
+const BLAS_WORKSPACE: usize = 32 << 20;
+
+/// One card, in the process's context, with a stream of its own. It may move from thread to thread, but only one uses it
+/// at a time.
+///
+/// (A context of its own would cost half a gigabyte and shield nobody: after a kernel's fault the driver refuses all work
+/// of the process, in whatever context.)
+pub struct Device {
+    // Fields are dropped in this order: what lies in the context before the context.
+    blas: Blas,
+    kernels: RefCell<HashMap<Kernel, CUfunction>>,
+    spare: Spare,
+    workspace: RefCell<Option<Buffer>>,
+    modules: Modules,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    multiprocessors: usize,
+}
+
+/// A kernel's name in the fatbins: `<base>[_<float>][_<variant>]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    pub base: &'static str,
+    pub float: Option<Float>,
+    pub variant: Option<usize>,
+}
+
+impl Kernel {
+    /// `<base>_<float>`.
+    pub fn of(base: &'static str, float: Float) -> Self {
+        Self { base, float: Some(float), variant: None }
+    }
+
+    /// `<base>`.
+    pub fn plain(base: &'static str) -> Self {
+        Self { base, float: None, variant: None }
+    }
+
+    fn name(self) -> String {
+        let float = self.float.map_or(String::new(), |float| format!("_{}", float.name()));
+        let variant = self.variant.map_or(String::new(), |variant| format!("_{variant}"));
+        format!("{}{float}{variant}", self.base)
+    }
+}
+
+/// How often a kernel runs: blocks in x, y, z, threads of a block, bytes of dynamic shared memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    blocks: [usize; 3],
+    threads: u32,
+    shared: u32,
+    behind: bool,
+}
+
+impl Grid {
+    pub fn new(blocks: [usize; 3], threads: u32) -> Self {
+        Self { blocks, threads, shared: 0, behind: false }
+    }
+
+    pub fn shared(self, bytes: usize) -> Self {
+        Self { shared: bytes as u32, ..self }
+    }
+
+    /// The kernel may begin before the one in front of it has ended, which belongs to the same operation and says from
+    /// when on; it waits itself for what it needs (cuda/selective_scan/common.cuh, wait_for_previous).
+    pub fn behind(self, behind: bool) -> Self {
+        Self { behind, ..self }
+    }
+}
+
+struct Modules {
+    modules: Vec<CUmodule>,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: a handle, used by one thread at a time (`Device` is not `Sync`).
+unsafe impl Send for Modules {}
+
+impl Drop for Modules {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            for module in self.modules.drain(..) {
+                // SAFETY: loaded by `Device::new` and unloaded once. An error here means that the context is gone.
+                let _ = unsafe { result::module::unload(module) };
+            }
+        }
+    }
+}
+
+struct Blas {
+    handle: blas_sys::cublasHandle_t,
+    context: Arc<CudaContext>,
+    _workspace: Memory,
+}
+
+impl Blas {
+    fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self> {
+        let workspace = Memory::new(context, BLAS_WORKSPACE)?;
+        let pointer = workspace.pointer() as *mut c_void;
+        let handle = blas::create_handle().map_err(|e| Error::cublas("cublasCreate", e))?;
+        let blas = Self { handle, context: context.clone(), _workspace: workspace };
+        // bf16 and f16 products that are cut along their inputs are added up in f32, too.
+        let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        // SAFETY: the handle is alive; the stream and the memory live as long as it does. Setting the stream takes the
+        // workspace back, so that comes first.
+        unsafe {
+            blas::set_stream(handle, stream.cu_stream().cast())
+                .map_err(|e| Error::cublas("cublasSetStream", e))?;
+            blas_sys::cublasSetWorkspace_v2(handle, pointer, BLAS_WORKSPACE)
+                .result()
+                .map_err(|e| Error::cublas("cublasSetWorkspace", e))?;
+            blas_sys::cublasSetMathMode(handle, mode)
+                .result()
+                .map_err(|e| Error::cublas("cublasSetMathMode", e))?;
+        }
+        Ok(blas)
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: created by `new` and destroyed once. An error here means that the context is gone.
+            let _ = unsafe { blas::destroy_handle(self.handle) };
+        }
+    }
+}
+
+// SAFETY: the kernels' handles and cuBLAS's belong to the context, not to a thread; `RefCell` keeps it from being `Sync`.
+unsafe impl Send for Device {}
+
+impl Device {
+    /// Opens card `ordinal`, as the driver counts them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] without a driver, cuBLAS, or the card; [`Error::OutOfMemory`].
+    pub fn new(ordinal: usize) -> Result<Self> {
+        // SAFETY: only tries to load the libraries. cudarc itself panics where they are missing.
+        let (driver, blas) =
+            unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::cublas::sys::is_culib_present()) };
+        if !driver {
+            return Err(Error::Unavailable(
+                "the NVIDIA driver's library (libcuda.so.1) was not found".into(),
+            ));
+        }
+        if !blas {
+            return Err(Error::Unavailable("cuBLAS 13 (libcublas.so.13) was not found".into()));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| Error::driver("cuDevicePrimaryCtxRetain", e))?;
+        let stream = context.new_stream().map_err(|e| Error::driver("cuStreamCreate", e))?;
+        let mut modules = Modules { modules: Vec::new(), context: context.clone() };
+        for fatbin in FATBINS {
+            // In words, since the driver reads it by words.
+            let word = |bytes: &[u8]| {
+                let mut word = [0; 8];
+                word[..bytes.len()].copy_from_slice(bytes);
+                u64::from_ne_bytes(word)
+            };
+            let image: Vec<u64> = fatbin.chunks(8).map(word).collect();
+            // SAFETY: a whole fatbin, as nvcc wrote it.
+            let module = unsafe { result::module::load_data(image.as_ptr().cast()) };
+            modules.modules.push(module.map_err(|e| Error::driver("cuModuleLoadData", e))?);
+        }
+        let blas = Blas::new(&context, &stream)?;
+        let multiprocessors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(|e| Error::driver("cuDeviceGetAttribute", e))? as usize;
+        Ok(Self {
+            blas,
+            kernels: RefCell::default(),
+            spare: Spare::default(),
+            workspace: RefCell::default(),
+            modules,
+            stream,
+            context,
+            multiprocessors,
+        })
+    }
+
+    /// The card's name, such as `NVIDIA H100 80GB HBM3`.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub fn name(&self) -> Result<String> {
+        self.context.name().map_err(|e| Error::driver("cuDeviceGetName", e))
+    }
+
+    /// Bytes of device memory that are free, and all.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub fn memory(&self) -> Result<(usize, usize)> {
+        self.context.mem_get_info().map_err(|e| Error::driver("cuMemGetInfo", e))
+    }
+
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    pub(crate) fn blas(&self) -> blas_sys::cublasHandle_t {
+        self.blas.handle
+    }
+
+    pub(crate) fn stream(&self) -> CUstream {
+        self.stream.cu_stream()
+    }
+
+    pub(crate) fn spare(&self) -> &Spare {
+        &self.spare
+    }
+
+    /// Room for `elements` f32 of a launcher's own, which the next launcher overwrites. It only ever grows, so a model
+    /// that has run its largest batch allocates nothing more.
+    pub(crate) fn workspace(&self, elements: usize) -> Result<u64> {
+        let mut workspace = self.workspace.borrow_mut();
+        if workspace.as_ref().is_none_or(|buffer| buffer.len() < elements) {
+            // What is queued may still use the old one.
+            self.synchronize()?;
+            *workspace = None;
+            *workspace = Some(self.alloc(elements.next_power_of_two(), Float::F32)?);
+        }
+        Ok(workspace.as_ref().map_or(0, |buffer| buffer.pointer(0)))
+    }
+
+    pub(crate) fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| Error::driver("cuCtxSetCurrent", e))
+    }
+
+    /// A buffer of `len` zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Lost`].
+    pub fn alloc(&self, len: usize, float: Float) -> Result<Buffer> {
+        let bytes = len.checked_mul(float.bytes()).ok_or(Error::OutOfMemory { bytes: u64::MAX, free: 0 })?;
+        let memory = self.memory_of(bytes)?;
+        if bytes > 0 {
+            // SAFETY: `bytes` were allocated just now.
+            unsafe { result::memset_d8_async(memory.pointer(), 0, bytes, self.stream.cu_stream()) }
+                .map_err(|e| Error::driver("cuMemsetD8Async", e))?;
+        }
+        Ok(Buffer::new(memory, len, float))
+    }
+
+    /// Room for `len` integers, with anything in it.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`].
+    pub fn ints(&self, len: usize) -> Result<Ints> {
+        Ok(Ints::new(self.memory_of(len * size_of::<i32>())?, len))
+    }
+
+    fn memory_of(&self, bytes: usize) -> Result<Memory> {
+        self.bind()?;
+        Memory::new(&self.context, bytes)
+    }
+
+    /// Copies values into a buffer from element `offset` on, rounded to its type.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn write(&self, buffer: &mut Buffer, offset: usize, values: &[f32]) -> Result<()> {
+        assert!(
+            offset + values.len() <= buffer.len(),
+            "{} values at {offset} of {}",
+            values.len(),
+            buffer.len()
+        );
+        let at = buffer.pointer(offset);
+        match buffer.float() {
+            Float::F32 => self.upload(at, values),
+            Float::BF16 => self
+                .upload(at, &values.iter().map(|x| half::bf16::from_f32(*x).to_bits()).collect::<Vec<_>>()),
+            Float::F16 => {
+                self.upload(at, &values.iter().map(|x| half::f16::from_f32(*x).to_bits()).collect::<Vec<_>>())
+            }
+        }
+    }
+
+    /// Copies integers to the start of a buffer.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub fn write_ints(&self, to: &mut Ints, values: &[i32]) -> Result<()> {
+        assert!(values.len() <= to.len(), "{} integers in a buffer of {}", values.len(), to.len());
+        self.upload(to.pointer(0), values)
+    }
+
+    fn upload<T: Copy>(&self, to: u64, values: &[T]) -> Result<()> {
+        if values.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the caller checked the range. From pageable memory the driver has copied `values` when it returns.
+        unsafe { result::memcpy_htod_async(to, values, self.stream.cu_stream()) }
+            .map_err(|e| Error::driver("cuMemcpyHtoDAsync", e))
+    }
+
+    /// Copies out of a buffer from element `offset` on, once everything queued is done.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]; it may come from anything that was queued before.
+    ///
+    /// # Panics
+    /// If the buffer has not so many.
+    pub fn read(&self, buffer: &Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
+        assert!(
+            offset + values.len() <= buffer.len(),
+            "{} values at {offset} of {}",
+            values.len(),
+            buffer.len()
+        );
+        let at = buffer.pointer(offset);
+        if buffer.float() == Float::F32 {
+            return self.download(at, values);
+        }
+        let mut bits = vec![0u16; values.len()];
+        self.download(at, &mut bits)?;
+        let bf16 = buffer.float() == Float::BF16;
+        for (value, bits) in values.iter_mut().zip(bits) {
+            *value =
+                if bf16 { half::bf16::from_bits(bits).to_f32() } else { half::f16::from_bits(bits).to_f32() };
+        }
+        Ok(())
+    }
+
+    pub(crate) fn download<T: Copy>(&self, from: u64, values: &mut [T]) -> Result<()> {
+        if !values.is_empty() {
+            self.bind()?;
+            // SAFETY: the caller checked the range; `synchronize` waits before anyone looks at the values.
+            unsafe { result::memcpy_dtoh_async(values, from, self.stream.cu_stream()) }
+                .map_err(|e| Error::driver("cuMemcpyDtoHAsync", e))?;
+        }
+        self.synchronize()
+    }
+
+    /// Waits until everything queued is done.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(|e| Error::driver("cuStreamSynchronize", e))
+    }
+
+    /// Queues a kernel. `params` is its only argument, passed by value.
+    pub(crate) fn launch<P: Copy>(&self, kernel: Kernel, grid: Grid, params: &P) -> Result<()> {
+        let [x, y, z] = grid.blocks;
+        if x * y * z == 0 {
+            return Ok(());
+        }
+        Error::check("the number of blocks of a launch", x, 1..=i32::MAX as usize, "at most 2147483647")?;
+        Error::check("the number of rows of blocks of a launch", y.max(z), 1..=65535, "at most 65535")?;
+        self.bind()?;
+        let function = self.function(kernel, grid.shared)?;
+        let mut argument = *params;
+        let mut arguments: [*mut c_void; 1] = [(&raw mut argument).cast()];
+        let mut attribute = CUlaunchAttribute {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = CUlaunchConfig {
+            gridDimX: x as u32,
+            gridDimY: y as u32,
+            gridDimZ: z as u32,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream(),
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(grid.behind),
+        };
+        // SAFETY: the kernel takes one struct, whose Rust form build.rs made from its header. What its pointers point
+        // to was checked by the launcher.
+        unsafe { cuLaunchKernelEx(&raw const config, function, arguments.as_mut_ptr(), std::ptr::null_mut()) }
+            .result()
+            .map_err(|e| Error::driver(&kernel.name(), e))
+    }
+
+    fn function(&self, kernel: Kernel, shared: u32) -> Result<CUfunction> {
+        if let Some(function) = self.kernels.borrow().get(&kernel) {
+            return Ok(*function);
+        }
+        let name = kernel.name();
+        let symbol = CString::new(name.clone()).map_err(|_| Error::Refused(format!("kernel {name}")))?;
+        // SAFETY: the modules are loaded.
+        let found = self
+            .modules
+            .modules
+            .iter()
+            .find_map(|module| unsafe { result::module::get_function(*module, symbol.clone()).ok() });
+        let function = found.ok_or_else(|| Error::Refused(format!("there is no kernel {name}")))?;
+        if shared > 48 << 10 {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::set_function_attribute(function, attribute, shared as i32) }
+                .map_err(|e| Error::driver("cuFuncSetAttribute", e))?;
+        }
+        self.kernels.borrow_mut().insert(kernel, function);
+        Ok(function)
+    }
+}

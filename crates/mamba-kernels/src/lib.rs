@@ -1,0 +1,29 @@
+//! CUDA kernels for Mamba and their launchers. One [`Device`] is one card with a stream, the kernels and cuBLAS; [`Buffer`]s live on it; one module an operation checks shapes, strides and limits and launches.
+//!
+//! Everything is queued on the device's one stream in the order of the calls; only [`Device::read`] waits. What the
+//! kernels compute is defined in the mamba crate (`ops/<op>/reference.rs`), how in `docs/kernels.md`.
+#![deny(missing_docs)]
+
+mod batch;
+mod buffer;
+pub mod causal_conv1d;
+pub mod decode_step;
+mod device;
+pub mod embedding;
+mod error;
+pub mod linear;
+pub mod logprobs;
+pub mod norm;
+pub mod pool;
+pub mod selective_scan;
+
+pub use batch::Batch;
+pub use buffer::{Buffer, Float, Ints, Rows, RowsMut, States};
+pub use device::Device;
+pub use error::{Error, Result};
+
+/// The kernels' parameters and grids, from their headers.
+#[allow(dead_code, unused_parens, clippy::all)]
+mod params {
+    include!(concat!(env!("OUT_DIR"), "/params.rs"));
+}

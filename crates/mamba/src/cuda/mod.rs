@@ -1,0 +1,251 @@
+//! The CUDA backend: the first NVIDIA GPU, with a stream of its own for each model. Weights and activations
+//! are f32, bf16 or f16; the residual stream, states, logits and all sums are f32.
+//!
+//! Every call is queued on the stream; only [`Backend::read`] and [`Backend::token_logprobs`] wait. The same calls give
+//! the same bits. How many rows a product has may change the order of its sums, as cuBLAS chooses its kernel by it, and
+//! where channels are few, sequences are cut in time to fill the device; results then agree to 1e-5 (f32). With
+//! [`Cuda::deterministic`] neither is so, and results are equal to the bit in any batch.
+
+use mamba_kernels as kernels;
+use mamba_kernels::linear::{Product, Weight};
+use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
+
+use crate::backend::{Backend, Batch, StateView, View, ViewMut};
+use crate::checkpoint::Tensor;
+use crate::config::NormKind;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::ops::causal_conv1d::CausalConv1d;
+use crate::ops::norm::AddNorm;
+use crate::ops::pool::{Pool, PoolKind};
+use crate::ops::selective_scan::SelectiveScan;
+
+/// Of the first GPU, as the driver counts them (`CUDA_VISIBLE_DEVICES` changes the order).
+const ORDINAL: usize = 0;
+/// Elements of a weight that are converted at a time at load.
+const SLAB: usize = 1 << 22;
+
+/// A GPU.
+pub struct Cuda {
+    device: Device,
+    float: Float,
+    deterministic: bool,
+}
+
+impl Cuda {
+    /// Opens the first GPU, to compute in `dtype`.
+    ///
+    /// # Errors
+    /// `OPTION_INVALID` for a quantized type; `DEVICE_UNAVAILABLE` without a driver, cuBLAS or a GPU; `OUT_OF_MEMORY`.
+    pub fn new(dtype: DType) -> Result<Self> {
+        let float = match dtype {
+            DType::F32 => Float::F32,
+            DType::BF16 => Float::BF16,
+            DType::F16 => Float::F16,
+            DType::Q8_0 | DType::Q4K => {
+                let expected =
+                    "`f32`, `bf16` or `f16` on device `cuda` (quantized weights are widened when asked)";
+                return Err(Error::option("dtype", format!("`{}`", dtype.name()), expected));
+            }
+        };
+        let device = Device::new(ORDINAL).map_err(|error| convert(error, "the device's context"))?;
+        Ok(Self { device, float, deterministic: false })
+    }
+
+    /// Uses only what does not depend on the number of rows or sequences: products of 64 rows at a time, scans that are
+    /// never cut in time, and for a decode step the kernels of whole sequences.
+    #[must_use]
+    pub fn deterministic(mut self, deterministic: bool) -> Self {
+        self.deterministic = deterministic;
+        self
+    }
+
+    /// The device, for launches that are no part of [`Backend`].
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Backend for Cuda {
+    type Buffer = Buffer;
+    type Weight = Weight;
+    type Plan = kernels::Batch;
+
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn prefill_chunk(&self) -> usize {
+        4096
+    }
+
+    fn alloc(&mut self, len: usize, what: &str) -> Result<Buffer> {
+        self.device.alloc(len, Float::F32).map_err(|error| convert(error, what))
+    }
+
+    fn activations(&mut self, len: usize) -> Result<Buffer> {
+        self.device.alloc(len, self.float).map_err(|error| convert(error, "activations"))
+    }
+
+    fn write(&mut self, buffer: &mut Buffer, offset: usize, values: &[f32]) -> Result<()> {
+        self.device.write(buffer, offset, values).map_err(failed)
+    }
+
+    fn read(&mut self, buffer: &Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
+        self.device.read(buffer, offset, values).map_err(failed)
+    }
+
+    fn weight(&mut self, tensor: &Tensor, _: DType) -> Result<Weight> {
+        let [outputs, inputs] = tensor.shape[..] else {
+            return Err(Error::TensorShape {
+                name: tensor.name.clone(),
+                expected: vec![0, 0],
+                actual: tensor.shape.clone(),
+            });
+        };
+        let values = self.device.alloc(outputs * inputs, self.float);
+        let mut values = values.map_err(|error| convert(error, &tensor.name))?;
+        let mut slab = vec![0.0; SLAB.min(outputs * inputs)];
+        for start in (0..outputs * inputs).step_by(SLAB) {
+            let slab = &mut slab[..SLAB.min(outputs * inputs - start)];
+            tensor.read_f32(start, slab)?;
+            self.device.write(&mut values, start, slab).map_err(failed)?;
+        }
+        Ok(Weight { values, outputs, inputs })
+    }
+
+    fn weight_bytes(&self, weight: &Weight) -> u64 {
+        (weight.values.len() * weight.values.float().bytes()) as u64
+    }
+
+    fn plan(&mut self, batch: &Batch) -> Result<kernels::Batch> {
+        let Batch { ids, cu_seqlens, slots, fresh } = batch;
+        self.device.batch(ids, cu_seqlens, slots, fresh).map_err(failed)
+    }
+
+    fn embedding(&mut self, plan: &kernels::Batch, table: &Weight, out: ViewMut<Buffer>) -> Result<()> {
+        kernels::embedding::embedding(&self.device, plan, table, rows_mut(out)).map_err(failed)
+    }
+
+    fn linear(
+        &mut self,
+        x: View<Buffer>,
+        weight: &Weight,
+        bias: Option<&Buffer>,
+        out: ViewMut<Buffer>,
+    ) -> Result<()> {
+        let (x, out, fixed_rows) = (rows(x), rows_mut(out), self.deterministic);
+        let op = Product { x, weight, bias, out, fixed_rows };
+        kernels::linear::product(&self.device, op).map_err(failed)
+    }
+
+    fn add_norm(&mut self, op: AddNorm<Buffer>) -> Result<()> {
+        let op = kernels::norm::Forward {
+            layer: op.kind == NormKind::Layer,
+            eps: op.eps,
+            weight: op.weight,
+            bias: op.bias,
+            delta: op.delta.map(rows),
+            residual: rows_mut(op.residual),
+            out: rows_mut(op.out),
+        };
+        kernels::norm::forward(&self.device, op).map_err(failed)
+    }
+
+    fn causal_conv1d(&mut self, plan: &kernels::Batch, op: CausalConv1d<Buffer>) -> Result<()> {
+        let op = kernels::causal_conv1d::Forward {
+            x: rows(op.x),
+            weight: op.weight,
+            bias: op.bias,
+            d_conv: op.d_conv,
+            state: op.state.map(states),
+            out: rows_mut(op.out),
+        };
+        let step = self.is_step(plan) && op.state.is_some() && op.d_conv <= kernels::decode_step::MAX_D_CONV;
+        let run = if step { kernels::decode_step::conv_step } else { kernels::causal_conv1d::forward };
+        run(&self.device, plan, op).map_err(failed)
+    }
+
+    fn selective_scan(&mut self, plan: &kernels::Batch, op: SelectiveScan<Buffer>) -> Result<()> {
+        let op = kernels::selective_scan::Forward {
+            u: rows(op.u),
+            delta: rows(op.delta),
+            delta_bias: op.delta_bias,
+            a: op.a,
+            b: rows(op.b),
+            c: rows(op.c),
+            d: op.d,
+            z: op.z.map(rows),
+            state: op.state.map(states),
+            out: rows_mut(op.out),
+            boundary: None,
+            whole: self.deterministic,
+        };
+        let step = self.is_step(plan) && op.state.is_some();
+        let run = if step { kernels::decode_step::scan_step } else { kernels::selective_scan::forward };
+        run(&self.device, plan, op).map_err(failed)
+    }
+
+    fn pool(&mut self, plan: &kernels::Batch, op: Pool<Buffer>) -> Result<()> {
+        use kernels::pool::Kind;
+        let kind = |kind: &Option<PoolKind>| match kind {
+            None => Kind::None,
+            Some(PoolKind::Sum) => Kind::Sum,
+            Some(PoolKind::Last) => Kind::Last,
+        };
+        let kinds: Vec<Kind> = op.kinds.iter().map(kind).collect();
+        kernels::pool::pool(&self.device, plan, &kinds, rows(op.hidden), rows_mut(op.out)).map_err(failed)
+    }
+
+    fn gather(&mut self, x: View<Buffer>, indices: &[u32], out: ViewMut<Buffer>) -> Result<()> {
+        kernels::embedding::gather(&self.device, rows(x), indices, rows_mut(out)).map_err(failed)
+    }
+
+    fn token_logprobs(&mut self, logits: View<Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()> {
+        kernels::logprobs::token_logprobs(&self.device, rows(logits), targets, out).map_err(failed)
+    }
+}
+
+impl Cuda {
+    fn is_step(&self, plan: &kernels::Batch) -> bool {
+        !self.deterministic && plan.is_step()
+    }
+}
+
+fn rows(view: View<Buffer>) -> Rows {
+    let View { buffer, offset, rows, cols, stride } = view;
+    Rows { buffer, offset, rows, cols, stride }
+}
+
+fn rows_mut(view: ViewMut<Buffer>) -> RowsMut {
+    let ViewMut { buffer, offset, rows, cols, stride } = view;
+    RowsMut { buffer, offset, rows, cols, stride }
+}
+
+fn states(view: StateView<Buffer>) -> States {
+    let StateView { buffer, offset, slot_stride } = view;
+    States { buffer, offset, slot_stride }
+}
+
+fn failed(error: kernels::Error) -> Error {
+    convert(error, "work on the device")
+}
+
+/// `what` is what memory was for.
+fn convert(error: kernels::Error, what: &str) -> Error {
+    let device = || "cuda".to_owned();
+    match error {
+        kernels::Error::Unavailable(reason) => Error::DeviceUnavailable { device: device(), reason },
+        kernels::Error::OutOfMemory { bytes, free } => {
+            Error::OutOfMemory { bytes, what: what.into(), free: Some(free) }
+        }
+        kernels::Error::Unsupported { what, value, expected } => Error::ConfigInvalid {
+            field: what.into(),
+            value: value.to_string(),
+            expected: format!("{expected} on device `cuda`"),
+        },
+        kernels::Error::Lost(reason) => Error::DeviceLost { device: device(), reason },
+        kernels::Error::Refused(message) => Error::Internal { message },
+    }
+}

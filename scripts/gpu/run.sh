@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# What scripts/gpu/pack.mjs packed, run on the machine with the GPU: ./run.sh [test filter] checks, ./run.sh bench times.
+# cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
+set -uo pipefail
+cd "$(dirname "$0")"
+export RUST_BACKTRACE=0 NODE_MAMBA_CRATE=$PWD/crates/mamba
+if ! ldconfig -p | grep -q 'libcublas\.so\.13'; then
+  cublas=$(find /usr /opt /root /home -name libcublas.so.13 2> /dev/null | head -n 1)
+  export LD_LIBRARY_PATH=${cublas%/*}:${LD_LIBRARY_PATH:-}
+fi
+if [ "${1:-}" = bench ]; then
+  for dtype in bf16 f16 f32; do
+    printf 'prefill 2048\nprefill 2048\nprefill 2048\ndecode 1 256\ndecode 1 256\ndecode 64 128\n' \
+      | ./speed 130m "$dtype" 8 --device cuda --stdin
+  done
+else
+  # One at a time: one fills the memory.
+  ./cuda --test-threads=1 --nocapture "$@"
+  status=$?
+  ./cuda_lost --nocapture "$@" || status=$?
+  exit $status
+fi
