@@ -42,13 +42,6 @@ impl<'a, T> View<'a, T> {
         Self { buffer, offset: 0, rows, cols, stride: cols }
     }
 
-    /// Rows `from .. from + rows`.
-    #[must_use]
-    pub fn part(self, from: usize, rows: usize) -> Self {
-        assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
-        Self { offset: self.offset + from * self.stride, rows, ..self }
-    }
-
     /// Columns `from .. from + cols`.
     #[must_use]
     pub fn columns(self, from: usize, cols: usize) -> Self {
@@ -76,13 +69,6 @@ impl<'a, T> ViewMut<'a, T> {
     /// The first `rows` rows of a buffer whose rows are `cols` long, without gaps.
     pub fn dense(buffer: &'a mut T, rows: usize, cols: usize) -> Self {
         Self { buffer, offset: 0, rows, cols, stride: cols }
-    }
-
-    /// Rows `from .. from + rows`.
-    #[must_use]
-    pub fn part(self, from: usize, rows: usize) -> Self {
-        assert!(from + rows <= self.rows, "rows {from}..{} of {}", from + rows, self.rows);
-        Self { offset: self.offset + from * self.stride, rows, ..self }
     }
 }
 
@@ -194,14 +180,6 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Prepares a batch.
     fn plan(&mut self, batch: &Batch) -> Result<Self::Plan>;
-
-    /// The part of a plan of `tokens` tokens that begins with token `from`, and how many tokens it has: what lies between
-    /// a mixer's large products is done for one part after the other, so that a backend with caches finds there what it
-    /// wrote. A sequence that goes on from part to part does so through its slot.
-    fn part<'p>(&self, plan: &'p Self::Plan, from: usize, tokens: usize) -> (&'p Self::Plan, usize) {
-        debug_assert_eq!(from, 0);
-        (plan, tokens)
-    }
 
     /// `out[t] = table[ids[t]]`: rows of the embedding [vocab, d_model] for the plan's tokens.
     fn embedding(

@@ -58,14 +58,7 @@ impl Cpu {
 }
 
 /// A batch whose ranges and slots were checked: kernels rely on them.
-pub struct Plan {
-    batch: Batch,
-    /// The same in parts of [`PART`] tokens, where there are several.
-    parts: Vec<Plan>,
-}
-
-/// Tokens between a mixer's large products whose activations a second-level cache holds.
-const PART: usize = 128;
+pub struct Plan(Batch);
 
 impl Plan {
     /// # Panics
@@ -78,26 +71,7 @@ impl Plan {
         let mut distinct = slots.clone();
         distinct.sort_unstable();
         assert!(distinct.windows(2).all(|pair| pair[0] != pair[1]), "a slot is used twice: {slots:?}");
-        let parts = match ids.len() {
-            0..=PART => Vec::new(),
-            tokens => (0..tokens).step_by(PART).map(|from| Self::part(batch, from)).collect(),
-        };
-        Self { batch: batch.clone(), parts }
-    }
-
-    /// The sequences of [`PART`] tokens from `from` on; an empty sequence belongs to the token behind it, or to the last.
-    fn part(batch: &Batch, from: usize) -> Self {
-        let to = batch.tokens().min(from + PART);
-        let mut part = Batch::new();
-        for (i, ends) in batch.cu_seqlens.windows(2).enumerate() {
-            let (begin, end) = (ends[0], ends[1]);
-            let (first, last) = (begin.max(from), end.min(to));
-            let here = (from..to).contains(&begin.min(batch.tokens() - 1));
-            if first < last || begin == end && here {
-                part.push(&batch.ids[first.min(last)..last], batch.slots[i], batch.fresh[i] && begin >= from);
-            }
-        }
-        Self { batch: part, parts: Vec::new() }
+        Self(batch.clone())
     }
 }
 
@@ -136,15 +110,8 @@ impl Backend for Cpu {
         Ok(Plan::new(batch))
     }
 
-    fn part<'p>(&self, plan: &'p Plan, from: usize, tokens: usize) -> (&'p Plan, usize) {
-        match plan.parts.get(from / PART) {
-            Some(part) => (part, part.batch.tokens()),
-            None => (plan, tokens),
-        }
-    }
-
     fn embedding(&mut self, plan: &Plan, table: &Self::Weight, out: ViewMut<Self::Buffer>) -> Result<()> {
-        ops::embedding::cpu::embedding(&mut self.threads, &plan.batch.ids, table, out);
+        ops::embedding::cpu::embedding(&mut self.threads, &plan.0.ids, table, out);
         Ok(())
     }
 
@@ -171,7 +138,7 @@ impl Backend for Cpu {
         plan: &Plan,
         op: ops::causal_conv1d::CausalConv1d<Self::Buffer>,
     ) -> Result<()> {
-        ops::causal_conv1d::cpu::causal_conv1d(&mut self.threads, self.level, &plan.batch, op);
+        ops::causal_conv1d::cpu::causal_conv1d(&mut self.threads, self.level, &plan.0, op);
         Ok(())
     }
 
@@ -180,11 +147,11 @@ impl Backend for Cpu {
         plan: &Plan,
         op: ops::selective_scan::SelectiveScan<Self::Buffer>,
     ) -> Result<()> {
-        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, &plan.batch, op)
+        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, &plan.0, op)
     }
 
     fn pool(&mut self, plan: &Plan, op: ops::pool::Pool<Self::Buffer>) -> Result<()> {
-        ops::pool::cpu::pool(&mut self.threads, &plan.batch, op);
+        ops::pool::cpu::pool(&mut self.threads, &plan.0, op);
         Ok(())
     }
 

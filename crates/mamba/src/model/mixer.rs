@@ -122,46 +122,39 @@ impl<B: Backend> Mamba1<B> {
         let hidden = View::dense(&*hidden, tokens, *d_model);
         self.in_proj.forward(backend, hidden, ViewMut::dense(xz, tokens, 2 * d_inner))?;
         let xz = View::dense(&*xz, tokens, 2 * d_inner);
-        let conv_state = *state_offset;
-        let ssm_state = conv_state + (d_conv - 1) * d_inner;
-        *state_offset = ssm_state + d_state * d_inner;
 
-        let mut from = 0;
-        while from < tokens {
-            let (plan, tokens) = backend.part(plan, from, tokens);
-            let xz = xz.part(from, tokens);
-            let conv = CausalConv1d {
-                x: xz.columns(0, d_inner),
-                weight: &self.conv_weight,
-                bias: self.conv_bias.as_ref(),
-                d_conv,
-                state: Some(slots.view(conv_state)),
-                out: ViewMut::dense(u, tokens, d_inner),
-            };
-            backend.causal_conv1d(plan, conv)?;
-            let u = View::dense(&*u, tokens, d_inner);
+        let conv = CausalConv1d {
+            x: xz.columns(0, d_inner),
+            weight: &self.conv_weight,
+            bias: self.conv_bias.as_ref(),
+            d_conv,
+            state: Some(slots.view(*state_offset)),
+            out: ViewMut::dense(u, tokens, d_inner),
+        };
+        backend.causal_conv1d(plan, conv)?;
+        *state_offset += (d_conv - 1) * d_inner;
+        let u = View::dense(&*u, tokens, d_inner);
 
-            let width = dt_rank + 2 * d_state;
-            self.x_proj.forward(backend, u, ViewMut::dense(dt_b_c, tokens, width))?;
-            let dt_b_c = View::dense(&*dt_b_c, tokens, width);
-            let dt = dt_b_c.columns(0, dt_rank);
-            self.dt_proj.forward(backend, dt, ViewMut::dense(delta, tokens, d_inner))?;
+        let width = dt_rank + 2 * d_state;
+        self.x_proj.forward(backend, u, ViewMut::dense(dt_b_c, tokens, width))?;
+        let dt_b_c = View::dense(&*dt_b_c, tokens, width);
+        let dt = dt_b_c.columns(0, dt_rank);
+        self.dt_proj.forward(backend, dt, ViewMut::dense(delta, tokens, d_inner))?;
 
-            let scan = SelectiveScan {
-                u,
-                delta: View::dense(&*delta, tokens, d_inner),
-                delta_bias: Some(&self.delta_bias),
-                a: &self.a,
-                b: dt_b_c.columns(dt_rank, d_state),
-                c: dt_b_c.columns(dt_rank + d_state, d_state),
-                d: Some(&self.d),
-                z: Some(xz.columns(d_inner, d_inner)),
-                state: Some(slots.view(ssm_state)),
-                out: ViewMut::dense(y, from + tokens, d_inner).part(from, tokens),
-            };
-            backend.selective_scan(plan, scan)?;
-            from += tokens;
-        }
+        let scan = SelectiveScan {
+            u,
+            delta: View::dense(&*delta, tokens, d_inner),
+            delta_bias: Some(&self.delta_bias),
+            a: &self.a,
+            b: dt_b_c.columns(dt_rank, d_state),
+            c: dt_b_c.columns(dt_rank + d_state, d_state),
+            d: Some(&self.d),
+            z: Some(xz.columns(d_inner, d_inner)),
+            state: Some(slots.view(*state_offset)),
+            out: ViewMut::dense(y, tokens, d_inner),
+        };
+        backend.selective_scan(plan, scan)?;
+        *state_offset += d_state * d_inner;
 
         let y = View::dense(&*y, tokens, d_inner);
         self.out_proj.forward(backend, y, ViewMut::dense(mixed, tokens, *d_model))

@@ -412,6 +412,26 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
+    unsafe fn bytes_to_bf16(x: __m512i) -> [__m512i; 2] {
+        unsafe {
+            // 2²³ + 128 + q is a float whose last byte is q with its sign bit turned.
+            let turned = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+            let (byte, magic) = (_mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b00_0000));
+            let float = |shifted: __m512i| {
+                let sum = _mm512_or_si512(_mm512_and_si512(shifted, byte), magic);
+                _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(sum), _mm512_set1_ps(8_388_736.0)))
+            };
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let pair = |first: __m512i, second: __m512i| {
+                _mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_and_si512(second, upper))
+            };
+            [
+                pair(float(turned), float(_mm512_srli_epi32::<16>(turned))),
+                pair(float(_mm512_srli_epi32::<8>(turned)), float(_mm512_srli_epi32::<24>(turned))),
+            ]
+        }
+    }
+    #[inline(always)]
     unsafe fn pairs_to_bf16(x: __m512i) -> __m512i {
         unsafe {
             let low = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(x)));

@@ -82,17 +82,14 @@ impl Kernel for Conv {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: `causal_conv1d` made the pointers; channels beyond `to` are masked.
         unsafe {
-            for begin in (self.begin..self.end).step_by(STEPS) {
+            // A sequence without tokens still leaves a window.
+            for begin in (self.begin..self.end.max(self.begin + 1)).step_by(STEPS) {
                 let rows = begin..self.end.min(begin + STEPS);
                 for channel in (self.from..self.to).step_by(S::LANES) {
                     let lanes = S::LANES.min(self.to - channel);
-                    if self.d_conv == 4 {
-                        let (mut w, mut x) = ([S::splat(0.0); 4], [S::splat(0.0); 4]);
-                        self.channels::<S>(&mut w, &mut x, channel, lanes, rows.clone());
-                    } else {
-                        let (mut w, mut x) = ([S::splat(0.0); MAX_WINDOW], [S::splat(0.0); MAX_WINDOW]);
-                        let (w, x) = (&mut w[..self.d_conv], &mut x[..self.d_conv]);
-                        self.channels::<S>(w, x, channel, lanes, rows.clone());
+                    match self.d_conv {
+                        4 => self.channels::<S, 4>(4, channel, lanes, rows.clone()),
+                        d_conv => self.channels::<S, MAX_WINDOW>(d_conv, channel, lanes, rows.clone()),
                     }
                 }
             }
@@ -101,26 +98,26 @@ impl Kernel for Conv {
 }
 
 impl Conv {
-    /// Some rows of a vector of channels. `w` and `x` are room for the weights and the newest d_conv inputs, oldest first.
+    /// Some rows of a vector of channels; `d_conv` is at most `N`.
     #[inline(always)]
-    unsafe fn channels<S: Simd>(
+    unsafe fn channels<S: Simd, const N: usize>(
         &self,
-        w: &mut [S::F],
-        x: &mut [S::F],
+        d_conv: usize,
         channel: usize,
         lanes: usize,
         rows: Range<usize>,
     ) {
-        let d_conv = w.len();
+        // The weights and the newest inputs, oldest first.
         // SAFETY: the caller's ranges.
         unsafe {
+            let (mut w, mut x) = ([S::splat(0.0); N], [S::splat(0.0); N]);
             let at = |row: usize| row * self.d_inner + channel;
-            for (k, w) in w.iter_mut().enumerate() {
+            for (k, w) in w[..d_conv].iter_mut().enumerate() {
                 *w = S::load_first(self.weight.add(at(k)), lanes);
             }
             let bias = self.bias.map_or(S::splat(0.0), |bias| S::load_first(bias.add(channel), lanes));
             // The inputs before these rows, of this sequence or of its window; the first slot is shifted out.
-            for (k, x) in x.iter_mut().enumerate().skip(1) {
+            for (k, x) in x[..d_conv].iter_mut().enumerate().skip(1) {
                 let row = rows.start + k;
                 if row >= self.begin + d_conv {
                     *x = S::load_first(self.x.at(row - d_conv, channel), lanes);
@@ -134,13 +131,13 @@ impl Conv {
                 }
                 x[d_conv - 1] = S::load_first(self.x.at(t, channel), lanes);
                 let mut sum = bias;
-                for (w, x) in w.iter().zip(&*x) {
+                for (w, x) in w[..d_conv].iter().zip(&x) {
                     sum = S::mul_add(*w, *x, sum);
                 }
                 S::store_first(self.out.at(t, channel), math::silu::<S>(sum), lanes);
             }
             if let (Some(window), true) = (self.window, rows.end == self.end) {
-                for (k, x) in x[1..].iter().enumerate() {
+                for (k, x) in x[1..d_conv].iter().enumerate() {
                     S::store_first(window.add(at(k)), *x, lanes);
                 }
             }

@@ -61,6 +61,13 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// # Safety
     /// The panel has the group; i < 4.
     unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
+
+    /// The same as pairs of bf16.
+    ///
+    /// # Safety
+    /// The panel has the group; i < 4.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
 }
 
 #[derive(Clone, Copy)]
@@ -102,6 +109,18 @@ impl Weights for Q8_0 {
             let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
             let (first, second) = (S::load_words(at), S::load_words(at.add(4 * PANEL)));
             [S::low_bytes(first), S::high_bytes(first), S::low_bytes(second), S::high_bytes(second)]
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
+            let [a, b] = S::bytes_to_bf16(S::load_words(at));
+            let [c, d] = S::bytes_to_bf16(S::load_words(at.add(4 * PANEL)));
+            [a, b, c, d]
         }
     }
 }
@@ -147,6 +166,13 @@ impl Weights for Q4K {
             let words = S::load_words(at);
             [S::nibbles::<0>(words), S::nibbles::<4>(words), S::nibbles::<8>(words), S::nibbles::<12>(words)]
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+        // SAFETY: the caller's condition.
+        unsafe { Self::pairs::<S>(panel, group, i, output).map(|pair| S::pairs_to_bf16(pair)) }
     }
 }
 
@@ -274,10 +300,14 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                 for group in 0..self.inputs.div_ceil(GROUP) {
                     let from = group * GROUP;
                     let x = self.x.at(self.first + row, from);
-                    let left = GROUP.min(self.inputs - from);
+                    let left = self.inputs - from;
+                    let load = |i: usize| match left >= GROUP {
+                        true => S::load(x.add(i)),
+                        false => S::load_first(x.wrapping_add(i), S::LANES.min(left.saturating_sub(i))),
+                    };
                     let mut largest = S::splat(0.0);
-                    for i in (0..left).step_by(S::LANES) {
-                        let x = S::load_first(x.add(i), S::LANES.min(left - i));
+                    for i in (0..GROUP).step_by(S::LANES) {
+                        let x = load(i);
                         largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
                         zero = S::mul_add(x, S::splat(0.0), zero);
                     }
@@ -285,8 +315,7 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                     let to_integers = S::splat(to_integers);
                     let mut sum = S::splat(0.0);
                     for i in (0..GROUP).step_by(S::LANES) {
-                        let x = S::load_first(x.wrapping_add(i), S::LANES.min(left.saturating_sub(i)));
-                        let x = S::round(S::mul(x, to_integers));
+                        let x = S::round(S::mul(load(i), to_integers));
                         if self.sums {
                             sum = S::add(sum, x);
                         }
