@@ -235,8 +235,8 @@ pub trait Simd: Copy {
     unsafe fn load_u8(from: *const u8) -> Self::F;
     /// Rounds to the nearest integer; |x| must be below 2¹⁵.
     unsafe fn store_i16(to: *mut i16, x: Self::F);
-    /// The upper halves, as bf16 (exact where x is one).
-    unsafe fn store_bf16(to: *mut u16, x: Self::F);
+    /// The upper halves of two vectors, as bf16 (exact where x is one).
+    unsafe fn store_bf16(to: *mut u16, x: [Self::F; 2]);
     /// All zero.
     unsafe fn zero() -> Self::I;
     /// LANES words.

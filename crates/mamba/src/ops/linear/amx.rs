@@ -235,15 +235,16 @@ struct Tiles<'a>(&'a mut [u16]);
 
 impl Sink for Tiles<'_> {
     #[inline(always)]
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, unit: f32) {
-        let at = &mut self.0[group * 2 * TILE + row * STEP + input..][..TILE + S::LANES];
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], unit: f32) {
+        let at = &mut self.0[group * 2 * TILE + row * STEP + input..][..TILE + 2 * S::LANES];
         // SAFETY: both tiles have room from there on.
         unsafe {
             let (unit, round) = (S::splat(unit), S::splat(ROUND_TO_32));
             // To the nearest multiple of 32: seven bits and the sign.
-            let high = S::sub(S::add(x, round), round);
-            S::store_bf16(at.as_mut_ptr(), S::mul(high, unit));
-            S::store_bf16(at.as_mut_ptr().add(TILE), S::mul(S::sub(x, high), unit));
+            let high = x.map(|x| S::sub(S::add(x, round), round));
+            let low = [S::sub(x[0], high[0]), S::sub(x[1], high[1])];
+            S::store_bf16(at.as_mut_ptr(), high.map(|x| S::mul(x, unit)));
+            S::store_bf16(at.as_mut_ptr().add(TILE), low.map(|x| S::mul(x, unit)));
         }
     }
 }

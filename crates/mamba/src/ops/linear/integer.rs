@@ -22,6 +22,8 @@ use crate::quantize::GROUP;
 
 /// The greatest activation of a group becomes an integer of so many bits and its sign: at most 2¹².
 const BITS: u32 = 12;
+/// Added and subtracted, 1.5 · 2²³ rounds to integers.
+const ROUND: f32 = 12_582_912.0;
 /// Pairs of a group.
 pub(super) const PAIRS: usize = GROUP / 2;
 /// How far ahead of its use a panel is asked for, in bytes.
@@ -250,11 +252,12 @@ pub(super) fn linear<W: Weights>(
 
 /// Where quantized activations go.
 pub(super) trait Sink {
-    /// Those of LANES inputs from `input` on of a group of one row of the tile: integers, and what a unit is worth.
+    /// Those of two vectors of inputs, from `input` on, of a group of one row of the tile: integers, and what a unit is
+    /// worth.
     ///
     /// # Safety
     /// The processor must have `S`; the row and group must be there.
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, unit: f32);
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], unit: f32);
 }
 
 /// `[group][pair][row]`, pairs as words.
@@ -265,11 +268,14 @@ struct Words<'a> {
 
 impl Sink for Words<'_> {
     #[inline(always)]
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, _: f32) {
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], _: f32) {
         let mut integers = [0i16; GROUP];
-        // SAFETY: LANES ≤ 32.
-        unsafe { S::store_i16(integers.as_mut_ptr(), x) };
-        let words = &mut self.words[(group * PAIRS + input / 2) * self.tile..][..S::LANES / 2 * self.tile];
+        // SAFETY: LANES ≤ 16.
+        unsafe {
+            S::store_i16(integers.as_mut_ptr(), x[0]);
+            S::store_i16(integers.as_mut_ptr().add(S::LANES), x[1]);
+        }
+        let words = &mut self.words[(group * PAIRS + input / 2) * self.tile..][..S::LANES * self.tile];
         for (p, word) in words.iter_mut().skip(row).step_by(self.tile).enumerate() {
             *word = i32::from(integers[2 * p + 1]) << 16 | i32::from(integers[2 * p]) & 0xffff;
         }
@@ -305,19 +311,20 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                         true => S::load(x.add(i)),
                         false => S::load_first(x.wrapping_add(i), S::LANES.min(left.saturating_sub(i))),
                     };
-                    let mut largest = S::splat(0.0);
+                    let (mut largest, mut least) = (S::splat(0.0), S::splat(0.0));
                     for i in (0..GROUP).step_by(S::LANES) {
                         let x = load(i);
-                        largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
+                        (largest, least) = (S::max(largest, x), S::min(least, x));
                         zero = S::mul_add(x, S::splat(0.0), zero);
                     }
-                    let (unit, to_integers) = units(S::largest(largest));
-                    let to_integers = S::splat(to_integers);
+                    let (unit, to_integers) = units(S::largest(S::max(largest, S::sub(S::splat(0.0), least))));
+                    let (to_integers, round) = (S::splat(to_integers), S::splat(ROUND));
                     let mut sum = S::splat(0.0);
-                    for i in (0..GROUP).step_by(S::LANES) {
-                        let x = S::round(S::mul(load(i), to_integers));
+                    for i in (0..GROUP).step_by(2 * S::LANES) {
+                        let x = [load(i), load(i + S::LANES)];
+                        let x = x.map(|x| S::sub(S::mul_add(x, to_integers, round), round));
                         if self.sums {
-                            sum = S::add(sum, x);
+                            sum = S::add(sum, S::add(x[0], x[1]));
                         }
                         self.out.put::<S>(row, group, i, x, unit);
                     }
@@ -328,7 +335,7 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                 }
                 // 0 · x is NaN where x is no number or infinite: then so are the row's products.
                 if S::sum(zero).is_nan() {
-                    self.out.put::<S>(row, 0, 0, S::splat(1.0), f32::NAN);
+                    self.out.put::<S>(row, 0, 0, [S::splat(1.0); 2], f32::NAN);
                     self.scales[row] = f32::NAN;
                 }
             }
