@@ -235,8 +235,8 @@ pub trait Simd: Copy {
     unsafe fn load_u8(from: *const u8) -> Self::F;
     /// Rounds to the nearest integer; |x| must be below 2¹⁵.
     unsafe fn store_i16(to: *mut i16, x: Self::F);
-    /// The upper halves, as bf16 (exact where x is one).
-    unsafe fn store_bf16(to: *mut u16, x: Self::F);
+    /// The upper halves of two vectors, as bf16 (exact where x is one).
+    unsafe fn store_bf16(to: *mut u16, x: [Self::F; 2]);
     /// All zero.
     unsafe fn zero() -> Self::I;
     /// LANES words.
@@ -253,6 +253,12 @@ pub trait Simd: Copy {
     unsafe fn dot_pairs(sum: Self::I, w: Self::I, x: i32) -> Self::I;
     /// Integers as floats.
     unsafe fn to_f32(x: Self::I) -> Self::F;
+    /// The signed bytes of a word as two pairs of bf16: bytes 0 and 2, then bytes 1 and 3.
+    #[inline(always)]
+    unsafe fn bytes_to_bf16(x: Self::I) -> [Self::I; 2] {
+        // SAFETY: the caller's condition.
+        unsafe { [Self::pairs_to_bf16(Self::low_bytes(x)), Self::pairs_to_bf16(Self::high_bytes(x))] }
+    }
     /// Pairs of integers as pairs of bf16, which must hold them exactly (|x| ≤ 256).
     unsafe fn pairs_to_bf16(x: Self::I) -> Self::I;
 }

@@ -126,8 +126,8 @@ impl Simd for Portable {
         }
     }
     #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, x: Self::F) {
-        for (i, x) in x.into_iter().enumerate() {
+    unsafe fn store_bf16(to: *mut u16, x: [Self::F; 2]) {
+        for (i, x) in x.into_iter().flatten().enumerate() {
             unsafe { *to.add(i) = (x.to_bits() >> 16) as u16 };
         }
     }

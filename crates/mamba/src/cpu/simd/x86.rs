@@ -162,11 +162,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, x: __m256) {
+    unsafe fn store_bf16(to: *mut u16, x: [__m256; 2]) {
         unsafe {
-            let upper = _mm256_srli_epi32::<16>(_mm256_castps_si256(x));
-            let (low, high) = (_mm256_castsi256_si128(upper), _mm256_extracti128_si256::<1>(upper));
-            _mm_storeu_si128(to.cast(), _mm_packus_epi32(low, high));
+            let upper = x.map(|x| _mm256_srli_epi32::<16>(_mm256_castps_si256(x)));
+            // Packing keeps to halves of 128 bits.
+            let packed = _mm256_packus_epi32(upper[0], upper[1]);
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
     }
     #[inline(always)]
@@ -359,10 +360,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn store_bf16(to: *mut u16, x: __m512) {
+    unsafe fn store_bf16(to: *mut u16, x: [__m512; 2]) {
         unsafe {
-            let upper = _mm512_srli_epi32::<16>(_mm512_castps_si512(x));
-            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(upper));
+            let upper = x.map(|x| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(x))));
+            _mm512_storeu_si512(to.cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(upper[0]), upper[1]));
         }
     }
     #[inline(always)]
@@ -410,6 +411,26 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn to_f32(x: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn bytes_to_bf16(x: __m512i) -> [__m512i; 2] {
+        unsafe {
+            // 2²³ + 128 + q is a float whose last byte is q with its sign bit turned.
+            let turned = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+            let (byte, magic) = (_mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b00_0000));
+            let float = |shifted: __m512i| {
+                let sum = _mm512_or_si512(_mm512_and_si512(shifted, byte), magic);
+                _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(sum), _mm512_set1_ps(8_388_736.0)))
+            };
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let pair = |first: __m512i, second: __m512i| {
+                _mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_and_si512(second, upper))
+            };
+            [
+                pair(float(turned), float(_mm512_srli_epi32::<16>(turned))),
+                pair(float(_mm512_srli_epi32::<8>(turned)), float(_mm512_srli_epi32::<24>(turned))),
+            ]
+        }
     }
     #[inline(always)]
     unsafe fn pairs_to_bf16(x: __m512i) -> __m512i {

@@ -1,5 +1,7 @@
 //! The convolution, vectorised over channels; parallel over sequences and channels.
 
+use std::ops::Range;
+
 use super::CausalConv1d;
 use crate::backend::Batch;
 use crate::cpu::math;
@@ -8,6 +10,8 @@ use crate::cpu::simd::{Kernel, Level, Simd};
 use crate::cpu::threads::Threads;
 use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut, channel_tasks};
 
+/// Rows that all channels of a task take before the next ones: they stay in cache and in the TLB. At least a window.
+const STEPS: usize = 32;
 /// The widest window that `Config` admits.
 const MAX_WINDOW: usize = 16;
 
@@ -78,13 +82,15 @@ impl Kernel for Conv {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: `causal_conv1d` made the pointers; channels beyond `to` are masked.
         unsafe {
-            for channel in (self.from..self.to).step_by(S::LANES) {
-                let lanes = S::LANES.min(self.to - channel);
-                if self.d_conv == 4 {
-                    self.channels::<S>(&mut [S::splat(0.0); 4], &mut [S::splat(0.0); 4], channel, lanes);
-                } else {
-                    let (mut w, mut x) = ([S::splat(0.0); MAX_WINDOW], [S::splat(0.0); MAX_WINDOW]);
-                    self.channels::<S>(&mut w[..self.d_conv], &mut x[..self.d_conv], channel, lanes);
+            // A sequence without tokens still leaves a window.
+            for begin in (self.begin..self.end.max(self.begin + 1)).step_by(STEPS) {
+                let rows = begin..self.end.min(begin + STEPS);
+                for channel in (self.from..self.to).step_by(S::LANES) {
+                    let lanes = S::LANES.min(self.to - channel);
+                    match self.d_conv {
+                        4 => self.channels::<S, 4>(4, channel, lanes, rows.clone()),
+                        d_conv => self.channels::<S, MAX_WINDOW>(d_conv, channel, lanes, rows.clone()),
+                    }
                 }
             }
         }
@@ -92,36 +98,46 @@ impl Kernel for Conv {
 }
 
 impl Conv {
-    /// `w` and `x` are room for the weights and the newest d_conv inputs, oldest first.
+    /// Some rows of a vector of channels; `d_conv` is at most `N`.
     #[inline(always)]
-    unsafe fn channels<S: Simd>(&self, w: &mut [S::F], x: &mut [S::F], channel: usize, lanes: usize) {
-        let d_conv = w.len();
+    unsafe fn channels<S: Simd, const N: usize>(
+        &self,
+        d_conv: usize,
+        channel: usize,
+        lanes: usize,
+        rows: Range<usize>,
+    ) {
+        // The weights and the newest inputs, oldest first.
         // SAFETY: the caller's ranges.
         unsafe {
+            let (mut w, mut x) = ([S::splat(0.0); N], [S::splat(0.0); N]);
             let at = |row: usize| row * self.d_inner + channel;
-            for (k, w) in w.iter_mut().enumerate() {
+            for (k, w) in w[..d_conv].iter_mut().enumerate() {
                 *w = S::load_first(self.weight.add(at(k)), lanes);
             }
             let bias = self.bias.map_or(S::splat(0.0), |bias| S::load_first(bias.add(channel), lanes));
-            // The first slot is shifted out by the first input.
-            if let (Some(window), false) = (self.window, self.fresh) {
-                for (k, x) in x[1..].iter_mut().enumerate() {
-                    *x = S::load_first(window.add(at(k)), lanes);
+            // The inputs before these rows, of this sequence or of its window; the first slot is shifted out.
+            for (k, x) in x[..d_conv].iter_mut().enumerate().skip(1) {
+                let row = rows.start + k;
+                if row >= self.begin + d_conv {
+                    *x = S::load_first(self.x.at(row - d_conv, channel), lanes);
+                } else if let (Some(window), false) = (self.window, self.fresh) {
+                    *x = S::load_first(window.add(at(row - self.begin - 1)), lanes);
                 }
             }
-            for t in self.begin..self.end {
+            for t in rows.clone() {
                 for k in 1..d_conv {
                     x[k - 1] = x[k];
                 }
                 x[d_conv - 1] = S::load_first(self.x.at(t, channel), lanes);
                 let mut sum = bias;
-                for (w, x) in w.iter().zip(&*x) {
+                for (w, x) in w[..d_conv].iter().zip(&x) {
                     sum = S::mul_add(*w, *x, sum);
                 }
                 S::store_first(self.out.at(t, channel), math::silu::<S>(sum), lanes);
             }
-            if let Some(window) = self.window {
-                for (k, x) in x[1..].iter().enumerate() {
+            if let (Some(window), true) = (self.window, rows.end == self.end) {
+                for (k, x) in x[1..d_conv].iter().enumerate() {
                     S::store_first(window.add(at(k)), *x, lanes);
                 }
             }

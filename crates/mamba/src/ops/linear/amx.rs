@@ -12,8 +12,10 @@
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::cpu::{Operands, Scratch};
@@ -32,14 +34,16 @@ const ROWS: usize = 16;
 const STEP: usize = 32;
 /// bf16 of a tile.
 const TILE: usize = ROWS * STEP;
-/// Rows of a block: two tiles.
-const BLOCK_ROWS: usize = 2 * ROWS;
 /// Row blocks that a panel of bf16 passes over while they are in the second-level cache.
 const BLOCKS: usize = 8;
-/// The most that quantized weights pass over.
-const MAX_BLOCKS: usize = 16;
-/// Groups of quantized weights that are tiles at a time, in the first-level cache.
-const CHUNK: usize = 8;
+/// Panels of quantized weights that pass over row tiles together: so activations come from the second-level cache half
+/// as often.
+const PAIR: usize = 2;
+/// The most row tiles that they pass over, and the bytes of their activations: three quarters of a second-level cache.
+const MAX_ROW_TILES: usize = 32;
+const ROW_TILES_BYTES: usize = 3 << 19;
+/// Groups of a pair of panels that are tiles at a time, in the first-level cache.
+const CHUNK: usize = 4;
 
 /// Whether the processor has the unit and the operating system lets this process use it (asked for once).
 pub fn is_available() -> bool {
@@ -182,13 +186,13 @@ pub(super) fn quantized<W: Weights>(
     let groups = inputs.div_ceil(GROUP);
     let panel_bytes = W::panel_bytes(groups);
     assert_eq!(panels.len(), outputs.div_ceil(PANEL) * panel_bytes);
-    let row_blocks = rows.div_ceil(BLOCK_ROWS);
+    let row_tiles = rows.div_ceil(ROWS);
     let per_row_tile = groups * 2 * TILE;
-    let tiles = scratch.split.reserve(row_blocks * 2 * per_row_tile)?;
-    let scales = scratch.rows.reserve(row_blocks * BLOCK_ROWS * groups * 2)?;
+    let tiles = scratch.split.reserve(row_tiles * per_row_tile)?;
+    let scales = scratch.rows.reserve(row_tiles * ROWS * groups * 2)?;
     {
         let (tiles, scales) = (SharedMut::new(tiles), SharedMut::new(scales));
-        threads.run(rows.div_ceil(ROWS), &|tile| {
+        threads.run(row_tiles, &|tile| {
             // SAFETY: the level is available; tasks write disjoint tiles; rows beyond the last are left as they are
             // and their products are not stored.
             unsafe {
@@ -211,25 +215,16 @@ pub(super) fn quantized<W: Weights>(
         });
     }
     let (tiles, scales) = (&*tiles, &*scales);
-    // As many row blocks as leave their tiles in half of a second-level cache of 2 MiB.
-    let blocks = ((1 << 20) / (4 * per_row_tile)).clamp(1, MAX_BLOCKS);
-    in_parts(threads, row_blocks, outputs, 1, 2, 1, &|part| {
+    in_parts(threads, row_tiles, outputs, 1, 4, PAIR, &|part| {
         // SAFETY: the level is available; tiles, scales and panels are in range by construction, parts are disjoint.
-        unsafe {
+        ROOM.with_borrow_mut(|room| unsafe {
             configure();
-            Level::Amx.run(Product::<W> {
-                tiles: tiles.as_ptr(),
-                scales: scales.as_ptr(),
-                groups,
-                blocks,
-                panels: panels.as_ptr(),
-                panel_bytes,
-                part,
-                operands,
-                weights: PhantomData,
-            });
+            let (tiles, scales, panels) = (tiles.as_ptr(), scales.as_ptr(), panels.as_ptr());
+            let weights = PhantomData::<W>;
+            let product = Product { tiles, scales, groups, panels, panel_bytes, part, operands, weights };
+            Level::Amx.run(InRoom(product, room));
             release();
-        }
+        });
     });
     Ok(())
 }
@@ -240,15 +235,16 @@ struct Tiles<'a>(&'a mut [u16]);
 
 impl Sink for Tiles<'_> {
     #[inline(always)]
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, unit: f32) {
-        let at = &mut self.0[group * 2 * TILE + row * STEP + input..][..TILE + S::LANES];
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], unit: f32) {
+        let at = &mut self.0[group * 2 * TILE + row * STEP + input..][..TILE + 2 * S::LANES];
         // SAFETY: both tiles have room from there on.
         unsafe {
             let (unit, round) = (S::splat(unit), S::splat(ROUND_TO_32));
             // To the nearest multiple of 32: seven bits and the sign.
-            let high = S::sub(S::add(x, round), round);
-            S::store_bf16(at.as_mut_ptr(), S::mul(high, unit));
-            S::store_bf16(at.as_mut_ptr().add(TILE), S::mul(S::sub(x, high), unit));
+            let high = x.map(|x| S::sub(S::add(x, round), round));
+            let low = [S::sub(x[0], high[0]), S::sub(x[1], high[1])];
+            S::store_bf16(at.as_mut_ptr(), high.map(|x| S::mul(x, unit)));
+            S::store_bf16(at.as_mut_ptr().add(TILE), low.map(|x| S::mul(x, unit)));
         }
     }
 }
@@ -262,124 +258,174 @@ struct Product<'a, W> {
     /// `[row / 16][group][unit, sum][row % 16]`, see [`Quantize`].
     scales: *const f32,
     groups: usize,
-    /// Row blocks at a time.
-    blocks: usize,
     panels: *const u8,
     panel_bytes: usize,
-    /// Its rows are row blocks of 32 tokens.
+    /// Its rows are row tiles of 16 tokens.
     part: Part,
     operands: &'a Operands<'a>,
     weights: PhantomData<W>,
 }
 
-impl<W: Weights> Kernel for Product<'_, W> {
+/// A product and what it works in.
+struct InRoom<'a, W>(Product<'a, W>, &'a mut Room);
+
+impl<W: Weights> Kernel for InRoom<'_, W> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { part, blocks, .. } = &self;
-        let mut room = Room {
-            totals: Totals([[[0.0; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]),
-            weights: WeightTiles([[0; 2 * TILE]; CHUNK]),
-            sums: [const { MaybeUninit::uninit() }; 2],
-        };
-        for first in (part.row..part.row + part.rows).step_by(*blocks) {
-            let count = (*blocks).min(part.row + part.rows - first);
-            for panel in 0..part.outputs.div_ceil(PANEL) {
+        let Self(product, room) = self;
+        let Part { row: start, rows, outputs, .. } = product.part;
+        let end = start + rows;
+        // As many row tiles as the second-level cache holds, all passes alike.
+        let most = (ROW_TILES_BYTES / (product.groups * 4 * TILE)).clamp(1, MAX_ROW_TILES);
+        let count = rows.div_ceil(rows.div_ceil(most));
+        let panels = outputs.div_ceil(PANEL);
+        for first in (start..end).step_by(count) {
+            let rows = first..end.min(first + count);
+            for panel in (0..panels).step_by(PAIR) {
                 // SAFETY: `quantized` made the pointers.
-                unsafe { self.panel::<S>(first, count, panel, &mut room) }
+                unsafe {
+                    match panels - panel {
+                        1 => product.panels::<S, 1>(rows.clone(), panel, room),
+                        _ => product.panels::<S, PAIR>(rows.clone(), panel, room),
+                    }
+                }
             }
         }
     }
 }
 
 impl<W: Weights> Product<'_, W> {
-    /// `count` row blocks with a panel: a group's weights become tiles once for all of them.
+    /// Row tiles with `PANELS` panels: a group's weights become tiles once for all of them.
     #[inline(always)]
-    unsafe fn panel<S: Simd>(&self, first: usize, count: usize, panel: usize, room: &mut Room) {
+    unsafe fn panels<S: Simd, const PANELS: usize>(&self, rows: Range<usize>, panel: usize, room: &mut Room) {
         let Room { totals, weights, sums } = room;
-        let per_row_tile = self.groups * 2 * TILE;
+        let totals = &mut totals.0[..rows.len()];
         let output = self.part.output + panel * PANEL;
-        let width = PANEL.min(self.operands.outputs - output);
-        // SAFETY: row blocks, groups and the panel are in range; rows and outputs beyond the last are not stored.
+        // SAFETY: row tiles, groups and panels are in range; rows and outputs beyond the last are not stored.
         unsafe {
             let panel = self.panels.add((self.part.panel + panel) * self.panel_bytes);
-            let bias = self.operands.bias_at(output);
-            for v in (0..PANEL).step_by(S::LANES) {
-                let lanes = S::LANES.min(width.saturating_sub(v));
-                let bias = bias.map_or(S::splat(0.0), |bias| S::load_first(bias.wrapping_add(v), lanes));
-                for total in totals.0[..count].as_flattened_mut() {
-                    S::store(total.as_mut_ptr().add(v), bias);
+            for p in 0..PANELS {
+                let (output, width) = self.outputs(output, p);
+                let bias = self.operands.bias_at(output);
+                for v in (0..PANEL).step_by(S::LANES) {
+                    let lanes = S::LANES.min(width.saturating_sub(v));
+                    let bias = bias.map_or(S::splat(0.0), |bias| S::load_first(bias.wrapping_add(v), lanes));
+                    for total in totals.iter_mut().flat_map(|totals| &mut totals[p]) {
+                        S::store(total.as_mut_ptr().add(v), bias);
+                    }
                 }
             }
             for chunk in (0..self.groups).step_by(CHUNK) {
                 let groups = CHUNK.min(self.groups - chunk);
-                for (group, weights) in weights.0[..groups].iter_mut().enumerate() {
-                    widen::<S, W>(panel, chunk + group, weights);
+                for (g, weights) in weights.0[..groups].iter_mut().enumerate() {
+                    for (p, weights) in weights[..PANELS].iter_mut().enumerate() {
+                        widen::<S, W>(panel.add(p * self.panel_bytes), chunk + g, weights);
+                    }
                 }
-                // Half a block after the other, in two pairs of tiles: while the unit works on one, the other's sums
-                // are stored and added.
-                let units = count * groups;
-                for i in 0..=units {
-                    let last = i.checked_sub(1).map(|i| (i / groups, i % groups));
-                    let this = (i < units).then(|| {
-                        let at = (first + i / groups) * 2 * per_row_tile + (chunk + i % groups) * 2 * TILE;
-                        (self.tiles.add(at), weights.0[i % groups].as_ptr())
-                    });
-                    if let Some((activations, weights)) = this {
-                        begin_upper(activations, weights);
+                for (row_tile, totals) in rows.clone().zip(&mut *totals) {
+                    // One product after the other, in two pairs of tiles: while the unit works on one, the other's sums
+                    // are stored and, of two groups together, added.
+                    let mut last = None;
+                    for (g, weights) in weights.0[..groups].iter().enumerate() {
+                        let activations = self.tiles.add((row_tile * self.groups + chunk + g) * 2 * TILE);
+                        // The next group's, or the next row tile's of the chunk.
+                        let next = if g + 1 < groups { 1 } else { self.groups + 1 - groups };
+                        for line in (0..2 * TILE).step_by(32) {
+                            S::prefetch(activations.wrapping_add(next * 2 * TILE + line).cast());
+                        }
+                        load(activations);
+                        for (p, weights) in weights[..PANELS].iter().enumerate() {
+                            let second = (g * PANELS + p) % 2 == 1;
+                            begin(second, weights.as_ptr());
+                            if let Some(last) = last {
+                                self.end::<S>(!second, panel, row_tile, chunk..chunk + groups, last, sums, totals);
+                            }
+                            last = Some((g, p));
+                        }
                     }
-                    if let Some((block, group)) = last {
-                        end_lower(sums[1].as_mut_ptr());
-                        let sums = sums[0].assume_init_ref();
-                        self.add::<S>(panel, first + block, 0, chunk + group, sums, &mut totals.0[block]);
-                    }
-                    if let Some((activations, _)) = this {
-                        begin_lower(activations.add(per_row_tile));
-                        end_upper(sums[0].as_mut_ptr());
-                    }
-                    if let Some((block, group)) = last {
-                        let sums = sums[1].assume_init_ref();
-                        self.add::<S>(panel, first + block, 1, chunk + group, sums, &mut totals.0[block]);
+                    if let Some((g, p)) = last {
+                        let second = (g * PANELS + p) % 2 == 1;
+                        self.end::<S>(second, panel, row_tile, chunk..chunk + groups, (g, p), sums, totals);
                     }
                 }
             }
-            for (i, total) in totals.0[..count].as_flattened().iter().enumerate() {
-                let row = first * BLOCK_ROWS + i;
-                if row < self.operands.rows {
-                    let out = self.operands.out.at(row, output);
-                    for v in (0..width).step_by(S::LANES) {
-                        let lanes = S::LANES.min(width - v);
-                        S::store_first(out.add(v), S::load(total.as_ptr().add(v)), lanes);
+            for (row_tile, totals) in rows.zip(totals) {
+                for (p, totals) in totals[..PANELS].iter().enumerate() {
+                    let (output, width) = self.outputs(output, p);
+                    for (row, total) in (row_tile * ROWS..self.operands.rows).zip(totals) {
+                        let out = self.operands.out.at(row, output);
+                        for v in (0..width).step_by(S::LANES) {
+                            let lanes = S::LANES.min(width - v);
+                            S::store_first(out.add(v), S::load(total.as_ptr().add(v)), lanes);
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Adds a group's sums of half a row block, times their scales, to the totals.
+    /// Where the outputs of a panel begin, and how many there are.
     #[inline(always)]
-    unsafe fn add<S: Simd>(
+    fn outputs(&self, first: usize, panel: usize) -> (usize, usize) {
+        let output = first + panel * PANEL;
+        (output, PANEL.min(self.operands.outputs - output))
+    }
+
+    /// Stores the sums of a group of a panel, `(g, p)`, and adds those of two groups, times their scales, to the totals.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn end<S: Simd>(
         &self,
+        second: bool,
         panel: *const u8,
-        block: usize,
-        half: usize,
-        group: usize,
-        sums: &HalfSums,
-        totals: &mut [[f32; PANEL]; BLOCK_ROWS],
+        row_tile: usize,
+        groups: Range<usize>,
+        (g, p): (usize, usize),
+        sums: &mut [[Sums; 2]; PAIR],
+        totals: &mut [[[f32; PANEL]; ROWS]; PAIR],
     ) {
-        // SAFETY: the caller's panel, block and group.
+        // SAFETY: the caller's panel, row tile and group; sums are read where they were stored.
         unsafe {
-            let scales = self.scales.add(((2 * block + half) * self.groups + group) * 2 * ROWS);
-            for v in (0..PANEL).step_by(S::LANES) {
-                let scale = W::scale::<S>(panel, group, v);
-                let min = W::min::<S>(panel, group, v);
-                for r in 0..ROWS {
-                    let total = totals[half * ROWS + r].as_mut_ptr().add(v);
-                    let mut sum = S::mul_add(S::load(sums.0[r].as_ptr().add(v)), scale, S::load(total));
+            store(second, &mut sums[p][g % 2]);
+            let (panel, group, totals) = (panel.add(p * self.panel_bytes), groups.start + g, &mut totals[p]);
+            let scales = self.scales.add((row_tile * self.groups + group) * 2 * ROWS);
+            if g % 2 == 1 {
+                let sums = [&sums[p][0], &sums[p][1]];
+                add::<S, W, 2>(panel, group - 1, sums, scales.sub(2 * ROWS), totals);
+            } else if g + 1 == groups.len() {
+                add::<S, W, 1>(panel, group, [&sums[p][0]], scales, totals);
+            }
+        }
+    }
+}
+
+/// Adds sums of neighbouring groups of a panel, times their scales, to the totals of 16 tokens.
+#[inline(always)]
+unsafe fn add<S: Simd, W: Weights, const GROUPS: usize>(
+    panel: *const u8,
+    group: usize,
+    sums: [&Sums; GROUPS],
+    scales: *const f32,
+    totals: &mut [[f32; PANEL]; ROWS],
+) {
+    // SAFETY: the caller's panel and groups.
+    unsafe {
+        for v in (0..PANEL).step_by(S::LANES) {
+            let (mut scale, mut min) = ([S::splat(0.0); GROUPS], [S::splat(0.0); GROUPS]);
+            for g in 0..GROUPS {
+                scale[g] = W::scale::<S>(panel, group + g, v);
+                min[g] = W::min::<S>(panel, group + g, v);
+            }
+            for (r, total) in totals.iter_mut().enumerate() {
+                let at = total.as_mut_ptr().add(v);
+                let mut total = S::load(at);
+                for g in 0..GROUPS {
+                    total = S::mul_add(S::load(sums[g].0[r].as_ptr().add(v)), scale[g], total);
                     if W::HAS_MIN {
-                        sum = S::mul_add(min, S::splat(*scales.add(ROWS + r)), sum);
+                        total = S::mul_add(min[g], S::splat(*scales.add((2 * g + 1) * ROWS + r)), total);
                     }
-                    S::store(total, sum);
                 }
+                S::store(at, total);
             }
         }
     }
@@ -387,93 +433,83 @@ impl<W: Weights> Product<'_, W> {
 
 /// Products of 16 tokens with 32 outputs.
 #[repr(align(64))]
-struct HalfSums([[f32; PANEL]; ROWS]);
+struct Sums([[f32; PANEL]; ROWS]);
 
-/// Multiplies the upper 16 tokens of a block with a step's weights, into tiles 0 and 1.
+/// Loads the two tiles of a group's activations of 16 tokens.
 ///
 /// # Safety
-/// The unit is configured; `activations` are the two tiles of a step, `weights` likewise.
+/// The unit is configured; `activations` are those tiles.
 #[inline(always)]
-unsafe fn begin_upper(activations: *const u16, weights: *const u16) {
+unsafe fn load(activations: *const u16) {
     // SAFETY: the caller's conditions. Tile registers are not used by compiled code.
     unsafe {
         asm!(
-            "tileloadd tmm6, [{w} + {pair}*1]",
-            "tileloadd tmm7, [{w} + {pair}*1 + 64]",
-            "tilezero tmm0",
-            "tilezero tmm1",
             "tileloadd tmm4, [{a} + {row}*1]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-            "tdpbf16ps tmm0, tmm5, tmm6",
-            "tdpbf16ps tmm1, tmm5, tmm7",
-            w = in(reg) weights,
             a = in(reg) activations,
-            pair = in(reg) 128usize,
             row = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
         );
     }
 }
 
-/// The same for the lower 16 tokens, into tiles 2 and 3, with the weights that [`begin_upper`] loaded.
+/// Multiplies what [`load`] loaded with a panel's group, into the first or the second pair of tiles.
 ///
 /// # Safety
-/// As [`begin_upper`], which came before.
+/// The unit is configured; `weights` are the two tiles of a group.
 #[inline(always)]
-unsafe fn begin_lower(activations: *const u16) {
+unsafe fn begin(second: bool, weights: *const u16) {
+    macro_rules! multiply {
+        ($left:literal, $right:literal) => {
+            asm!(
+                "tileloadd tmm6, [{w} + {pair}*1]",
+                "tileloadd tmm7, [{w} + {pair}*1 + 64]",
+                concat!("tilezero tmm", $left),
+                concat!("tilezero tmm", $right),
+                concat!("tdpbf16ps tmm", $left, ", tmm4, tmm6"),
+                concat!("tdpbf16ps tmm", $right, ", tmm4, tmm7"),
+                concat!("tdpbf16ps tmm", $left, ", tmm5, tmm6"),
+                concat!("tdpbf16ps tmm", $right, ", tmm5, tmm7"),
+                w = in(reg) weights,
+                pair = in(reg) 128usize,
+                options(nostack, readonly, preserves_flags),
+            )
+        };
+    }
     // SAFETY: the caller's conditions.
     unsafe {
-        asm!(
-            "tilezero tmm2",
-            "tilezero tmm3",
-            "tileloadd tmm4, [{a} + {row}*1]",
-            "tdpbf16ps tmm2, tmm4, tmm6",
-            "tdpbf16ps tmm3, tmm4, tmm7",
-            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            a = in(reg) activations,
-            row = in(reg) 64usize,
-            options(nostack, readonly, preserves_flags),
-        );
+        if second {
+            multiply!("2", "3");
+        } else {
+            multiply!("0", "1");
+        }
     }
 }
 
-/// Stores what [`begin_upper`] multiplied.
+/// Stores what [`begin`] multiplied.
 ///
 /// # Safety
-/// There is room.
+/// The unit is configured.
 #[inline(always)]
-unsafe fn end_upper(sums: *mut HalfSums) {
-    // SAFETY: the caller's condition.
-    unsafe {
-        asm!(
-            "tilestored [{sums} + {pair}*1], tmm0",
-            "tilestored [{sums} + {pair}*1 + 64], tmm1",
-            sums = in(reg) sums,
-            pair = in(reg) 128usize,
-            options(nostack, preserves_flags),
-        );
+unsafe fn store(second: bool, sums: &mut Sums) {
+    macro_rules! store {
+        ($left:literal, $right:literal) => {
+            asm!(
+                concat!("tilestored [{sums} + {pair}*1], tmm", $left),
+                concat!("tilestored [{sums} + {pair}*1 + 64], tmm", $right),
+                sums = in(reg) std::ptr::from_mut(sums),
+                pair = in(reg) 128usize,
+                options(nostack, preserves_flags),
+            )
+        };
     }
-}
-
-/// Stores what [`begin_lower`] multiplied.
-///
-/// # Safety
-/// There is room.
-#[inline(always)]
-unsafe fn end_lower(sums: *mut HalfSums) {
     // SAFETY: the caller's condition.
     unsafe {
-        asm!(
-            "tilestored [{sums} + {pair}*1], tmm2",
-            "tilestored [{sums} + {pair}*1 + 64], tmm3",
-            sums = in(reg) sums,
-            pair = in(reg) 128usize,
-            options(nostack, preserves_flags),
-        );
+        if second {
+            store!("2", "3");
+        } else {
+            store!("0", "1");
+        }
     }
 }
 
@@ -490,10 +526,9 @@ unsafe fn widen<S: Simd, W: Weights>(panel: *const u8, group: usize, tiles: &mut
         }
         for i in 0..4 {
             for output in (0..PANEL).step_by(S::LANES) {
-                let pairs = W::pairs::<S>(panel, group, i, output);
-                for (k, pair) in pairs.into_iter().enumerate() {
+                for (k, pair) in W::bf16_pairs::<S>(panel, group, i, output).into_iter().enumerate() {
                     let at = tiles.as_mut_ptr().add(((4 * i + k) * PANEL + output) * 2);
-                    S::store_words(at.cast(), S::pairs_to_bf16(pair));
+                    S::store_words(at.cast(), pair);
                 }
             }
         }
@@ -504,16 +539,25 @@ unsafe fn widen<S: Simd, W: Weights>(panel: *const u8, group: usize, tiles: &mut
 struct Room {
     totals: Totals,
     weights: WeightTiles,
-    sums: [MaybeUninit<HalfSums>; 2],
+    /// Of two groups of each panel.
+    sums: [[Sums; 2]; PAIR],
 }
 
-/// Products of row blocks with a panel.
-#[repr(align(64))]
-struct Totals([[[f32; PANEL]; BLOCK_ROWS]; MAX_BLOCKS]);
+thread_local! {
+    static ROOM: RefCell<Box<Room>> = RefCell::new(Box::new(Room {
+        totals: Totals([[[[0.0; PANEL]; ROWS]; PAIR]; MAX_ROW_TILES]),
+        weights: WeightTiles([[[0; 2 * TILE]; PAIR]; CHUNK]),
+        sums: [const { [const { Sums([[0.0; PANEL]; ROWS]) }; 2] }; PAIR],
+    }));
+}
 
-/// Groups of a panel, in pairs of bf16.
+/// Products of row tiles with a pair of panels.
 #[repr(align(64))]
-struct WeightTiles([[u16; 2 * TILE]; CHUNK]);
+struct Totals([[[[f32; PANEL]; ROWS]; PAIR]; MAX_ROW_TILES]);
+
+/// Groups of a pair of panels, in pairs of bf16.
+#[repr(align(64))]
+struct WeightTiles([[[u16; 2 * TILE]; PAIR]; CHUNK]);
 
 /// # Safety
 /// The unit is available. To be followed by [`release`] on the same thread.
@@ -531,7 +575,7 @@ unsafe fn release() {
 
 /// Sums of a block of 32 tokens × 32 outputs.
 #[repr(align(64))]
-struct Sums([[f32; PANEL]; 2 * ROWS]);
+struct BlockSums([[f32; PANEL]; 2 * ROWS]);
 
 /// Splits the rows of a tile.
 struct Split<'a> {
@@ -597,8 +641,8 @@ unsafe fn multiply(
     per_row_tile: usize,
     weights: *const u16,
     steps: usize,
-    room: &mut MaybeUninit<Sums>,
-) -> &Sums {
+    room: &mut MaybeUninit<BlockSums>,
+) -> &BlockSums {
     // SAFETY: the caller's conditions. Tile registers are not used by compiled code.
     unsafe {
         asm!(

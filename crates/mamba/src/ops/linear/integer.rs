@@ -22,6 +22,8 @@ use crate::quantize::GROUP;
 
 /// The greatest activation of a group becomes an integer of so many bits and its sign: at most 2¹².
 const BITS: u32 = 12;
+/// Added and subtracted, 1.5 · 2²³ rounds to integers.
+const ROUND: f32 = 12_582_912.0;
 /// Pairs of a group.
 pub(super) const PAIRS: usize = GROUP / 2;
 /// How far ahead of its use a panel is asked for, in bytes.
@@ -61,6 +63,13 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// # Safety
     /// The panel has the group; i < 4.
     unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
+
+    /// The same as pairs of bf16.
+    ///
+    /// # Safety
+    /// The panel has the group; i < 4.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
 }
 
 #[derive(Clone, Copy)]
@@ -102,6 +111,18 @@ impl Weights for Q8_0 {
             let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
             let (first, second) = (S::load_words(at), S::load_words(at.add(4 * PANEL)));
             [S::low_bytes(first), S::high_bytes(first), S::low_bytes(second), S::high_bytes(second)]
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+        // SAFETY: the caller's condition.
+        unsafe {
+            let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
+            let [a, b] = S::bytes_to_bf16(S::load_words(at));
+            let [c, d] = S::bytes_to_bf16(S::load_words(at.add(4 * PANEL)));
+            [a, b, c, d]
         }
     }
 }
@@ -147,6 +168,13 @@ impl Weights for Q4K {
             let words = S::load_words(at);
             [S::nibbles::<0>(words), S::nibbles::<4>(words), S::nibbles::<8>(words), S::nibbles::<12>(words)]
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+        // SAFETY: the caller's condition.
+        unsafe { Self::pairs::<S>(panel, group, i, output).map(|pair| S::pairs_to_bf16(pair)) }
     }
 }
 
@@ -224,11 +252,12 @@ pub(super) fn linear<W: Weights>(
 
 /// Where quantized activations go.
 pub(super) trait Sink {
-    /// Those of LANES inputs from `input` on of a group of one row of the tile: integers, and what a unit is worth.
+    /// Those of two vectors of inputs, from `input` on, of a group of one row of the tile: integers, and what a unit is
+    /// worth.
     ///
     /// # Safety
     /// The processor must have `S`; the row and group must be there.
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, unit: f32);
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], unit: f32);
 }
 
 /// `[group][pair][row]`, pairs as words.
@@ -239,11 +268,14 @@ struct Words<'a> {
 
 impl Sink for Words<'_> {
     #[inline(always)]
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: S::F, _: f32) {
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], _: f32) {
         let mut integers = [0i16; GROUP];
-        // SAFETY: LANES ≤ 32.
-        unsafe { S::store_i16(integers.as_mut_ptr(), x) };
-        let words = &mut self.words[(group * PAIRS + input / 2) * self.tile..][..S::LANES / 2 * self.tile];
+        // SAFETY: LANES ≤ 16.
+        unsafe {
+            S::store_i16(integers.as_mut_ptr(), x[0]);
+            S::store_i16(integers.as_mut_ptr().add(S::LANES), x[1]);
+        }
+        let words = &mut self.words[(group * PAIRS + input / 2) * self.tile..][..S::LANES * self.tile];
         for (p, word) in words.iter_mut().skip(row).step_by(self.tile).enumerate() {
             *word = i32::from(integers[2 * p + 1]) << 16 | i32::from(integers[2 * p]) & 0xffff;
         }
@@ -274,21 +306,25 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                 for group in 0..self.inputs.div_ceil(GROUP) {
                     let from = group * GROUP;
                     let x = self.x.at(self.first + row, from);
-                    let left = GROUP.min(self.inputs - from);
-                    let mut largest = S::splat(0.0);
-                    for i in (0..left).step_by(S::LANES) {
-                        let x = S::load_first(x.add(i), S::LANES.min(left - i));
-                        largest = S::max(largest, S::max(x, S::sub(S::splat(0.0), x)));
+                    let left = self.inputs - from;
+                    let load = |i: usize| match left >= GROUP {
+                        true => S::load(x.add(i)),
+                        false => S::load_first(x.wrapping_add(i), S::LANES.min(left.saturating_sub(i))),
+                    };
+                    let (mut largest, mut least) = (S::splat(0.0), S::splat(0.0));
+                    for i in (0..GROUP).step_by(S::LANES) {
+                        let x = load(i);
+                        (largest, least) = (S::max(largest, x), S::min(least, x));
                         zero = S::mul_add(x, S::splat(0.0), zero);
                     }
-                    let (unit, to_integers) = units(S::largest(largest));
-                    let to_integers = S::splat(to_integers);
+                    let (unit, to_integers) = units(S::largest(S::max(largest, S::sub(S::splat(0.0), least))));
+                    let (to_integers, round) = (S::splat(to_integers), S::splat(ROUND));
                     let mut sum = S::splat(0.0);
-                    for i in (0..GROUP).step_by(S::LANES) {
-                        let x = S::load_first(x.wrapping_add(i), S::LANES.min(left.saturating_sub(i)));
-                        let x = S::round(S::mul(x, to_integers));
+                    for i in (0..GROUP).step_by(2 * S::LANES) {
+                        let x = [load(i), load(i + S::LANES)];
+                        let x = x.map(|x| S::sub(S::mul_add(x, to_integers, round), round));
                         if self.sums {
-                            sum = S::add(sum, x);
+                            sum = S::add(sum, S::add(x[0], x[1]));
                         }
                         self.out.put::<S>(row, group, i, x, unit);
                     }
@@ -299,7 +335,7 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                 }
                 // 0 · x is NaN where x is no number or infinite: then so are the row's products.
                 if S::sum(zero).is_nan() {
-                    self.out.put::<S>(row, 0, 0, S::splat(1.0), f32::NAN);
+                    self.out.put::<S>(row, 0, 0, [S::splat(1.0); 2], f32::NAN);
                     self.scales[row] = f32::NAN;
                 }
             }

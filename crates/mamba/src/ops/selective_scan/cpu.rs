@@ -2,6 +2,8 @@
 //! registers (d_state 16) while time runs. Parallel over sequences and channels. Every channel is computed by
 //! itself, in one order, so results do not depend on batch, chunk or threads.
 
+use std::mem::MaybeUninit;
+
 use super::SelectiveScan;
 use crate::backend::Batch;
 use crate::cpu::math;
@@ -243,28 +245,46 @@ impl<S: Simd> States<S> for Many<S> {
 }
 
 impl Scan {
+    /// Rows `begin .. end`, at most [`STEPS`], of a vector of channels. What does not depend on the state comes first, so
+    /// that rows are waited for together and not one after the other.
     #[inline(always)]
     unsafe fn steps<S: Simd, H: States<S>>(&self, channel: usize, lanes: usize, begin: usize, end: usize) {
         // SAFETY: the caller's ranges.
         unsafe {
-            let (h, a) = (self.h.add(channel), self.a.add(channel));
-            let mut states = H::load(h, a, self.d_state, self.d_inner, lanes);
             let bias = self.delta_bias.map(|bias| S::load_first(bias.add(channel), lanes));
             let skip = self.d.map_or(S::splat(0.0), |d| S::load_first(d.add(channel), lanes));
-            for t in begin..end {
+            let mut inputs = [MaybeUninit::<Input<S>>::uninit(); STEPS];
+            for (t, input) in (begin..end).zip(&mut inputs) {
                 let u = S::load_first(self.u.at(t, channel), lanes);
                 let mut delta = S::load_first(self.delta.at(t, channel), lanes);
                 if let Some(bias) = bias {
                     delta = math::softplus::<S>(S::add(delta, bias));
                 }
-                let (b, c) = (self.b.at(t, 0), self.c.at(t, 0));
-                let mut y = states.step(delta, S::mul(delta, u), b, c, S::mul(skip, u));
-                if let Some(z) = self.z {
-                    y = S::mul(y, math::silu::<S>(S::load_first(z.at(t, channel), lanes)));
-                }
-                S::store_first(self.out.at(t, channel), y, lanes);
+                let gate = match self.z {
+                    Some(z) => math::silu::<S>(S::load_first(z.at(t, channel), lanes)),
+                    None => S::splat(1.0),
+                };
+                input.write(Input { delta, delta_u: S::mul(delta, u), skip: S::mul(skip, u), gate });
+            }
+            let (h, a) = (self.h.add(channel), self.a.add(channel));
+            let mut states = H::load(h, a, self.d_state, self.d_inner, lanes);
+            for (t, input) in (begin..end).zip(&inputs) {
+                let Input { delta, delta_u, skip, gate } = input.assume_init();
+                let y = states.step(delta, delta_u, self.b.at(t, 0), self.c.at(t, 0), skip);
+                S::store_first(self.out.at(t, channel), S::mul(y, gate), lanes);
             }
             states.store(h, self.d_inner, lanes);
         }
     }
+}
+
+/// What a step takes of a vector of channels.
+#[derive(Clone, Copy)]
+struct Input<S: Simd> {
+    delta: S::F,
+    delta_u: S::F,
+    /// D · u.
+    skip: S::F,
+    /// SiLU(z).
+    gate: S::F,
 }
