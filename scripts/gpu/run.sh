@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What scripts/gpu/pack.mjs packed, run on the machine with the GPU: ./run.sh [test filter] checks, ./run.sh bench times.
+# What scripts/gpu/pack.mjs packed, run on the machine with the GPU: ./run.sh [test filter] checks, ./run.sh memcheck
+# [test filter] checks under compute-sanitizer, ./run.sh bench times.
 # cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -13,6 +14,10 @@ if [ "${1:-}" = bench ]; then
     printf 'prefill 2048\nprefill 2048\nprefill 2048\ndecode 1 256\ndecode 1 256\ndecode 64 128\n' \
       | ./speed 130m "$dtype" 8 --device cuda --stdin
   done
+elif [ "${1:-}" = memcheck ]; then
+  # A kernel is looked for in one module after the other, which is no error.
+  PATH=$PATH:/usr/local/cuda/bin compute-sanitizer --report-api-errors no --error-exitcode 1 \
+    ./cuda --test-threads=1 --skip too_little_memory "${@:2}"
 else
   # One at a time: one fills the memory.
   ./cuda --test-threads=1 --nocapture "$@"
