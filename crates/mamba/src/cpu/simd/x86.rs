@@ -363,7 +363,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn store_bf16(to: *mut u16, x: [__m512; 2]) {
         unsafe {
             let upper = x.map(|x| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(x))));
-            _mm512_storeu_si512(to.cast(), _mm512_inserti64x4::<1>(_mm512_castsi256_si512(upper[0]), upper[1]));
+            _mm512_storeu_si512(
+                to.cast(),
+                _mm512_inserti64x4::<1>(_mm512_castsi256_si512(upper[0]), upper[1]),
+            );
         }
     }
     #[inline(always)]

@@ -338,7 +338,15 @@ impl<W: Weights> Product<'_, W> {
                             let second = (g * PANELS + p) % 2 == 1;
                             begin(second, weights.as_ptr());
                             if let Some(last) = last {
-                                self.end::<S>(!second, panel, row_tile, chunk..chunk + groups, last, sums, totals);
+                                self.end::<S>(
+                                    !second,
+                                    panel,
+                                    row_tile,
+                                    chunk..chunk + groups,
+                                    last,
+                                    sums,
+                                    totals,
+                                );
                             }
                             last = Some((g, p));
                         }

@@ -317,7 +317,8 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                         (largest, least) = (S::max(largest, x), S::min(least, x));
                         zero = S::mul_add(x, S::splat(0.0), zero);
                     }
-                    let (unit, to_integers) = units(S::largest(S::max(largest, S::sub(S::splat(0.0), least))));
+                    let (unit, to_integers) =
+                        units(S::largest(S::max(largest, S::sub(S::splat(0.0), least))));
                     let (to_integers, round) = (S::splat(to_integers), S::splat(ROUND));
                     let mut sum = S::splat(0.0);
                     for i in (0..GROUP).step_by(2 * S::LANES) {
