@@ -91,6 +91,15 @@ impl Grid {
     }
 }
 
+/// Whether a kernel has the instruction that waits for the kernel in front: it is left out for cards before Hopper, and so
+/// out of the PTX that a driver compiles for cards which came later than this build.
+fn waits_itself(function: CUfunction) -> Result<bool> {
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+    // SAFETY: the function is of a loaded module.
+    let version = unsafe { result::function::get_function_attribute(function, attribute) };
+    Ok(version.map_err(|e| Error::driver("cuFuncGetAttribute", e))? >= 90)
+}
+
 struct Modules {
     modules: Vec<CUmodule>,
     context: Arc<CudaContext>,
@@ -122,6 +131,19 @@ impl Blas {
         let pointer = workspace.pointer() as *mut c_void;
         let handle = blas::create_handle().map_err(|e| Error::cublas("cublasCreate", e))?;
         let blas = Self { handle, context: context.clone(), _workspace: workspace };
+        let mut version = 0;
+        // SAFETY: the handle is alive.
+        unsafe { blas_sys::cublasGetVersion_v2(handle, &raw mut version) }
+            .result()
+            .map_err(|e| Error::cublas("cublasGetVersion", e))?;
+        if version < 130_000 {
+            return Err(Error::Unavailable(format!(
+                "the cuBLAS that was loaded is {}.{}, expected 13.0 or newer: is there an older libcublas.so where \
+                 libraries are looked for first (LD_LIBRARY_PATH)?",
+                version / 10_000,
+                version / 100 % 100
+            )));
+        }
         // bf16 and f16 products that are cut along their inputs are added up in f32, too.
         let mode = blas_sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
         // SAFETY: the handle is alive; the stream and the memory live as long as it does. Setting the stream takes the
@@ -400,7 +422,7 @@ impl Device {
             sharedMemBytes: grid.shared,
             hStream: self.stream(),
             attrs: &raw mut attribute,
-            numAttrs: u32::from(grid.behind && self.can_begin_early),
+            numAttrs: u32::from(grid.behind && self.can_begin_early && waits_itself(function)?),
         };
         // SAFETY: the kernel takes one struct, whose Rust form build.rs made from its header. What its pointers point
         // to was checked by the launcher.

@@ -655,6 +655,7 @@ fn copy_of(error: &Error) -> Error {
         Error::DeviceLost { device, reason } => {
             Error::DeviceLost { device: device.clone(), reason: reason.clone() }
         }
+        Error::Internal { message } => Error::Internal { message: message.clone() },
         other => Error::Internal { message: other.to_string() },
     }
 }
