@@ -322,39 +322,10 @@ impl<W: Weights> Product<'_, W> {
                         widen::<S, W>(panel.add(p * self.panel_bytes), chunk + g, weights);
                     }
                 }
+                let weights = &weights.0[..groups];
                 for (row_tile, totals) in rows.clone().zip(&mut *totals) {
-                    // One product after the other, in two pairs of tiles: while the unit works on one, the other's sums
-                    // are stored and, of two groups together, added.
-                    let mut last = None;
-                    for (g, weights) in weights.0[..groups].iter().enumerate() {
-                        let activations = self.tiles.add((row_tile * self.groups + chunk + g) * 2 * TILE);
-                        // The next group's, or the next row tile's of the chunk.
-                        let next = if g + 1 < groups { 1 } else { self.groups + 1 - groups };
-                        for line in (0..2 * TILE).step_by(32) {
-                            S::prefetch(activations.wrapping_add(next * 2 * TILE + line).cast());
-                        }
-                        load(activations);
-                        for (p, weights) in weights[..PANELS].iter().enumerate() {
-                            let second = (g * PANELS + p) % 2 == 1;
-                            begin(second, weights.as_ptr());
-                            if let Some(last) = last {
-                                self.end::<S>(
-                                    !second,
-                                    panel,
-                                    row_tile,
-                                    chunk..chunk + groups,
-                                    last,
-                                    sums,
-                                    totals,
-                                );
-                            }
-                            last = Some((g, p));
-                        }
-                    }
-                    if let Some((g, p)) = last {
-                        let second = (g * PANELS + p) % 2 == 1;
-                        self.end::<S>(second, panel, row_tile, chunk..chunk + groups, (g, p), sums, totals);
-                    }
+                    RowTile { product: self, panel, row_tile, chunk, groups, sums, totals }
+                        .multiply::<S, PANELS>(weights);
                 }
             }
             for (row_tile, totals) in rows.zip(totals) {
@@ -378,30 +349,66 @@ impl<W: Weights> Product<'_, W> {
         let output = first + panel * PANEL;
         (output, PANEL.min(self.operands.outputs - output))
     }
+}
 
-    /// Stores the sums of a group of a panel, `(g, p)`, and adds those of two groups, times their scales, to the totals.
+/// A row tile and a chunk of the groups of a pair of panels.
+struct RowTile<'a, W> {
+    product: &'a Product<'a, W>,
+    panel: *const u8,
+    row_tile: usize,
+    /// The first group, and how many there are.
+    chunk: usize,
+    groups: usize,
+    sums: &'a mut [[Sums; 2]; PAIR],
+    totals: &'a mut [[[f32; PANEL]; ROWS]; PAIR],
+}
+
+impl<W: Weights> RowTile<'_, W> {
+    /// One product after the other, in two pairs of tiles: while the unit works on one, the other's sums are stored and, of
+    /// two groups together, added.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn end<S: Simd>(
-        &self,
-        second: bool,
-        panel: *const u8,
-        row_tile: usize,
-        groups: Range<usize>,
-        (g, p): (usize, usize),
-        sums: &mut [[Sums; 2]; PAIR],
-        totals: &mut [[[f32; PANEL]; ROWS]; PAIR],
-    ) {
-        // SAFETY: the caller's panel, row tile and group; sums are read where they were stored.
+    unsafe fn multiply<S: Simd, const PANELS: usize>(&mut self, weights: &[[[u16; 2 * TILE]; PAIR]]) {
+        let all = self.product.groups;
+        // SAFETY: the caller's row tile, groups and panels.
         unsafe {
-            store(second, &mut sums[p][g % 2]);
-            let (panel, group, totals) = (panel.add(p * self.panel_bytes), groups.start + g, &mut totals[p]);
-            let scales = self.scales.add((row_tile * self.groups + group) * 2 * ROWS);
+            let mut last = None;
+            for (g, weights) in weights.iter().enumerate() {
+                let activations = self.product.tiles.add((self.row_tile * all + self.chunk + g) * 2 * TILE);
+                // The next group's, or the next row tile's of the chunk.
+                let next = if g + 1 < self.groups { 1 } else { all + 1 - self.groups };
+                for line in (0..2 * TILE).step_by(32) {
+                    S::prefetch(activations.wrapping_add(next * 2 * TILE + line).cast());
+                }
+                load(activations);
+                for (p, weights) in weights[..PANELS].iter().enumerate() {
+                    let second = (g * PANELS + p) % 2 == 1;
+                    begin(second, weights.as_ptr());
+                    if let Some((g, p)) = last {
+                        self.end::<S>(!second, g, p);
+                    }
+                    last = Some((g, p));
+                }
+            }
+            if let Some((g, p)) = last {
+                self.end::<S>((g * PANELS + p) % 2 == 1, g, p);
+            }
+        }
+    }
+
+    /// Stores the sums of a group of a panel, and adds those of two groups, times their scales, to the totals.
+    #[inline(always)]
+    unsafe fn end<S: Simd>(&mut self, second: bool, g: usize, p: usize) {
+        let Self { product, .. } = *self;
+        let (group, sums, totals) = (self.chunk + g, &mut self.sums[p], &mut self.totals[p]);
+        // SAFETY: the caller's row tile, group and panel; sums are read where they were stored.
+        unsafe {
+            store(second, &mut sums[g % 2]);
+            let panel = self.panel.add(p * product.panel_bytes);
+            let scales = product.scales.add((self.row_tile * product.groups + group) * 2 * ROWS);
             if g % 2 == 1 {
-                let sums = [&sums[p][0], &sums[p][1]];
-                add::<S, W, 2>(panel, group - 1, sums, scales.sub(2 * ROWS), totals);
-            } else if g + 1 == groups.len() {
-                add::<S, W, 1>(panel, group, [&sums[p][0]], scales, totals);
+                add::<S, W, 2>(panel, group - 1, [&sums[0], &sums[1]], scales.sub(2 * ROWS), totals);
+            } else if g + 1 == self.groups {
+                add::<S, W, 1>(panel, group, [&sums[0]], scales, totals);
             }
         }
     }
