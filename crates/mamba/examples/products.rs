@@ -17,17 +17,17 @@ fn main() {
     for level in
         Level::available().into_iter().filter(|level| only.as_deref().is_none_or(|o| o == level.name()))
     {
-        for dtype in [DType::BF16, DType::Q8_0] {
-            for (outputs, inputs) in [(3072, 768), (768, 1536)] {
+        for dtype in DType::ALL {
+            for (outputs, inputs) in [(3072, 768), (768, 1536), (50280, 768)] {
                 let mut cpu = Cpu::with_level(threads, level).expect("an available level");
                 let values = (0..outputs * inputs).map(|i| (i % 97) as f32 * 0.01 - 0.48).collect();
                 let tensor = Tensor::from_memory("w", vec![outputs, inputs], values);
                 // Several copies, so that a small weight is not measured out of the second-level cache.
                 let bytes = dtype.bytes((outputs * inputs) as u64) as usize;
-                let copies = if std::env::var("ONE").is_ok() { 1 } else { (64 << 20) / bytes + 1 };
+                let copies = (64 << 20) / bytes + 1;
                 let weights: Vec<_> =
                     (0..copies).map(|_| cpu.weight(&tensor, dtype).expect("a weight")).collect();
-                for rows in [512] {
+                for rows in [1, 4, 8, 32, 512] {
                     let mut x = cpu.alloc(rows * inputs, "x").expect("memory");
                     x.iter_mut().enumerate().for_each(|(i, x)| *x = (i % 89) as f32 * 0.02 - 0.9);
                     let mut out = cpu.alloc(rows * outputs, "out").expect("memory");

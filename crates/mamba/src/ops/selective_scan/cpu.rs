@@ -269,6 +269,12 @@ impl Scan {
             let (h, a) = (self.h.add(channel), self.a.add(channel));
             let mut states = H::load(h, a, self.d_state, self.d_inner, lanes);
             for (t, input) in (begin..end).zip(&inputs) {
+                // What the next vector of channels begins with.
+                S::prefetch(self.u.at(t, channel).wrapping_add(S::LANES).cast());
+                S::prefetch(self.delta.at(t, channel).wrapping_add(S::LANES).cast());
+                if let Some(z) = self.z {
+                    S::prefetch(z.at(t, channel).wrapping_add(S::LANES).cast());
+                }
                 let Input { delta, delta_u, skip, gate } = input.assume_init();
                 let y = states.step(delta, delta_u, self.b.at(t, 0), self.c.at(t, 0), skip);
                 S::store_first(self.out.at(t, channel), S::mul(y, gate), lanes);
