@@ -21,6 +21,9 @@ include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 /// For cuBLAS, so that it allocates nothing itself; what NVIDIA recommends for Hopper.
 const BLAS_WORKSPACE: usize = 32 << 20;
 
+/// Rows of blocks of one launch (the grid's y, and z).
+pub(crate) const MAX_GRID_ROWS: usize = 65535;
+
 /// One card, in the process's context, with a stream of its own. It may move from thread to thread, but only one uses it
 /// at a time.
 ///
@@ -402,7 +405,7 @@ impl Device {
             return Ok(());
         }
         Error::check("the number of blocks of a launch", x, 1..=i32::MAX as usize, "at most 2147483647")?;
-        Error::check("the number of rows of blocks of a launch", y.max(z), 1..=65535, "at most 65535")?;
+        Error::check("the number of rows of blocks of a launch", y.max(z), 1..=MAX_GRID_ROWS, "at most 65535")?;
         self.bind()?;
         let function = self.function(kernel, grid.shared)?;
         let mut argument = *params;

@@ -7,6 +7,7 @@
 mod batch;
 mod buffer;
 pub mod causal_conv1d;
+pub mod cross_entropy;
 pub mod decode_step;
 mod device;
 pub mod embedding;
@@ -15,6 +16,7 @@ pub mod linear;
 pub mod logprobs;
 pub mod norm;
 pub mod pool;
+pub mod sampling;
 pub mod selective_scan;
 
 pub use batch::Batch;

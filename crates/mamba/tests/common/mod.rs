@@ -4,6 +4,7 @@
 pub mod cuda;
 pub mod model;
 pub mod ops;
+pub mod sampling;
 
 use std::path::{Path, PathBuf};
 

@@ -34,7 +34,7 @@ impl Bounds {
 }
 
 /// What a type holds of these values.
-fn rounded(exact: &[f64], dtype: DType) -> Vec<f32> {
+pub fn rounded(exact: &[f64], dtype: DType) -> Vec<f32> {
     let round = |x: &f64| match dtype {
         DType::BF16 => half::bf16::from_f64(*x).to_f32(),
         DType::F16 => half::f16::from_f64(*x).to_f32(),
@@ -127,6 +127,22 @@ impl<B: Backend> Strided<B> {
         Self::new(backend, rng, (rows, cols), 1.0, |_| f32::NAN)
     }
 
+    /// Of f32.
+    pub fn unwritten_f32(backend: &mut B, rng: &mut Rng, rows: usize, cols: usize) -> Self {
+        let alloc = |backend: &mut B, len| backend.alloc(len, "test").unwrap();
+        Self::with(backend, rng, (rows, cols), 1.0, |_| f32::NAN, alloc)
+    }
+
+    /// Writes all rows; what lies between them becomes NaN.
+    pub fn put(&mut self, backend: &mut B, rows: &[f32]) {
+        self.values.fill(f32::NAN);
+        for (to, row) in self.values.chunks_mut(self.stride.max(1)).zip(rows.chunks(self.cols)) {
+            to[self.offset..self.offset + self.cols].copy_from_slice(row);
+        }
+        backend.write(&mut self.buffer, 0, &self.values).unwrap();
+        self.fetch(backend);
+    }
+
     pub fn view(&self) -> View<'_, B::Buffer> {
         let Self { rows, cols, offset, stride, ref buffer, .. } = *self;
         View { buffer, offset, rows, cols, stride }
@@ -163,7 +179,7 @@ impl<B: Backend> Strided<B> {
 }
 
 /// Where the slots' tensors lie: offset and stride, half of them aligned.
-fn slot_layout(rng: &mut Rng, elements: usize) -> (usize, usize) {
+pub fn slot_layout(rng: &mut Rng, elements: usize) -> (usize, usize) {
     let offset = if rng.size(0, 1) == 0 { rng.size(0, 5) } else { 4 };
     let stride = offset + elements + 3;
     (offset, if rng.size(0, 1) == 0 { stride } else { stride.next_multiple_of(4) })
@@ -183,12 +199,7 @@ pub fn linear_matches<B: Backend>(backend: &mut B, rng: &mut Rng, bounds: Bounds
         // Activations, or f32 as logits are.
         let wide_out = round % 2 == 0;
         let mut out = match wide_out {
-            true => {
-                let mut out = Strided::f32(backend, rng, rows, outputs, 1.0);
-                out.values.fill(f32::NAN);
-                backend.write(&mut out.buffer, 0, &out.values).unwrap();
-                out
-            }
+            true => Strided::unwritten_f32(backend, rng, rows, outputs),
             false => Strided::unwritten(backend, rng, rows, outputs),
         };
         backend.linear(x.view(), &weight, bias_buffer.as_ref(), out.view_mut()).unwrap();

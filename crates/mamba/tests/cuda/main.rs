@@ -4,6 +4,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod gradients;
+mod launchers;
+mod sampling;
 
 use std::sync::mpsc;
 

@@ -10,7 +10,8 @@ pub fn token_logprob(logits: &[f64], target: usize) -> f64 {
 /// The gradient by the row of logits, [vocab], of [`token_logprob`]: 1 at the target, minus the softmax.
 #[must_use]
 pub fn token_logprob_backward(logits: &[f64], target: usize) -> Vec<f64> {
-    let mut grads: Vec<f64> = (0..logits.len()).map(|i| -token_logprob(logits, i).exp()).collect();
+    let log_sum_exp = logits[target] - token_logprob(logits, target);
+    let mut grads: Vec<f64> = logits.iter().map(|logit| -(logit - log_sum_exp).exp()).collect();
     grads[target] += 1.0;
     grads
 }
