@@ -106,8 +106,8 @@ pub fn backward(device: &Device, batch: &Batch, op: Backward) -> Result<()> {
         states.iter().flatten().all(|state| state.slot_stride == slot_stride),
         "the state and its gradients have one stride"
     );
-    let [initial_state, last_state_grad, initial_state_grad] = states
-        .map(|state| state.map_or(0, |state| state.pointer((d_conv - 1) * channels, batch.last_slot)));
+    let [initial_state, last_state_grad, initial_state_grad] =
+        states.map(|state| state.map_or(0, |state| state.pointer((d_conv - 1) * channels, batch.last_slot)));
     let params = ConvBackward {
         x: x.pointer(tokens, channels, float),
         d_out: out_grad.pointer(tokens, channels, float),

@@ -46,7 +46,10 @@ fn launch(
 ) -> Result<()> {
     let (rows, vocabulary, float) = (targets.len(), logits.cols, logits.float());
     Error::check("vocab_size", vocabulary, 1..=1 << 30, "1 to 1073741824")?;
-    assert!(targets.iter().all(|target| (*target as i64) < vocabulary as i64), "a target beyond {vocabulary}");
+    assert!(
+        targets.iter().all(|target| (*target as i64) < vocabulary as i64),
+        "a target beyond {vocabulary}"
+    );
     let list = device.list(targets)?;
     let params = CrossEntropy {
         logits: logits.pointer(rows, vocabulary, float),

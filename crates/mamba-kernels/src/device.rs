@@ -405,7 +405,12 @@ impl Device {
             return Ok(());
         }
         Error::check("the number of blocks of a launch", x, 1..=i32::MAX as usize, "at most 2147483647")?;
-        Error::check("the number of rows of blocks of a launch", y.max(z), 1..=MAX_GRID_ROWS, "at most 65535")?;
+        Error::check(
+            "the number of rows of blocks of a launch",
+            y.max(z),
+            1..=MAX_GRID_ROWS,
+            "at most 65535",
+        )?;
         self.bind()?;
         let function = self.function(kernel, grid.shared)?;
         let mut argument = *params;

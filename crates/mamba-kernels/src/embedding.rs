@@ -87,10 +87,8 @@ pub fn backward(device: &Device, ids: &[u32], out_grad: Rows, table_grad: RowsMu
     let mut values: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
     values.extend(order);
     let list = device.list(&values)?;
-    let (from, to) = (
-        out_grad.pointer(count, channels, Float::F32),
-        table_grad.pointer(vocabulary, channels, Float::F32),
-    );
+    let (from, to) =
+        (out_grad.pointer(count, channels, Float::F32), table_grad.pointer(vocabulary, channels, Float::F32));
     let columns = channels.div_ceil(params::gather_channels(4));
     // A row whose tokens are in two launches is added to twice.
     for first in (0..count).step_by(MAX_GRID_ROWS * EMBEDDING_TOKENS) {

@@ -140,7 +140,8 @@ impl Sampler {
 impl<'a> Row<'a> {
     /// The window, if anything in it is penalized.
     fn penalized(&self) -> &'a [u32] {
-        let off = self.repetition_penalty == 1.0 && self.frequency_penalty == 0.0 && self.presence_penalty == 0.0;
+        let off =
+            self.repetition_penalty == 1.0 && self.frequency_penalty == 0.0 && self.presence_penalty == 0.0;
         if off { &[] } else { self.window }
     }
 

@@ -112,7 +112,8 @@ pub fn random_case(rng: &mut Rng, vocab: usize) -> Case {
     if on(rng) {
         // Different ids.
         let step = rng.size(1, 7);
-        options.logit_bias = (0..vocab.min(150)).step_by(step).map(|id| (id as u32, rng.float(5.0))).collect();
+        options.logit_bias =
+            (0..vocab.min(150)).step_by(step).map(|id| (id as u32, rng.float(5.0))).collect();
     }
     // Ids more than once, some beyond the vocabulary.
     let length = rng.pick(&[0, 1, 63, 256]);

@@ -417,7 +417,12 @@ fn more_rows_than_a_launch_takes() {
     hold("the table", &read(cuda, &table_grad, vocab * d_model), &exact, DType::F32);
     // One row's tokens that were left out would not be seen in the whole.
     let border = (vocab - 1 - 1000 / 41) * d_model..vocab * d_model;
-    hold("at the border", &read(cuda, &table_grad, vocab * d_model)[border.clone()], &exact[border], DType::F32);
+    hold(
+        "at the border",
+        &read(cuda, &table_grad, vocab * d_model)[border.clone()],
+        &exact[border],
+        DType::F32,
+    );
 }
 
 #[test]

@@ -86,8 +86,7 @@ fn chooses_what_the_file_expects() {
 
 #[test]
 fn chooses_as_the_cpu_does() {
-    let (cuda, rng, sampler) =
-        (&mut Cuda::new(DType::F32).unwrap(), &mut Rng(41), &mut Sampler::default());
+    let (cuda, rng, sampler) = (&mut Cuda::new(DType::F32).unwrap(), &mut Rng(41), &mut Sampler::default());
     for (vocab, rows) in [(1, 20), (3, 40), (130, 60), (4097, 60), (50_280, 40), (50_277, 20)] {
         let cases: Vec<Case> = (0..rows).map(|_| random_case(rng, vocab)).collect();
         let cases: Vec<&Case> = cases.iter().collect();
@@ -123,7 +122,12 @@ fn no_rows_and_too_many_columns() {
     let (cuda, sampler) = (&mut Cuda::new(DType::F32).unwrap(), &mut Sampler::default());
     let vocab = (1 << 20) + 1;
     let mut logits = buffer(cuda, &vec![0.0; vocab]);
-    let case = Case { logits: Vec::new(), options: generate::SamplerOptions::default(), window: Vec::new(), position: 0 };
+    let case = Case {
+        logits: Vec::new(),
+        options: generate::SamplerOptions::default(),
+        window: Vec::new(),
+        position: 0,
+    };
     let mut choose = |cols: usize, rows: &[Row]| {
         let logits = RowsMut { buffer: &mut logits, offset: 0, rows: 1, cols, stride: cols };
         sampler.choose(cuda.device(), logits, rows)
