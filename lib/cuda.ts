@@ -19,7 +19,7 @@ export interface CudaDiagnosis {
   device?: { name: string; computeCapability: string; memoryBytes: number }
   /** The files of the CUDA libraries. */
   libraries: string[]
-  /** Where the CUDA build was loaded from. */
+  /** The addon of the CUDA build, or the package's module that loads it. */
   binary?: string
 }
 
@@ -68,7 +68,7 @@ async function probe(): Promise<void> {
   if (found.code) throw new MambaError(found.code as MambaErrorCode, found.reason!)
 }
 
-/** Everything that `device: 'cuda'` needs; blocks for as long as the driver takes to start, some tenths of a second. */
+/** Everything that `device: 'cuda'` needs; blocks for as long as the driver takes to start, at most `timeout`. */
 export function diagnoseCuda(): CudaDiagnosis {
   const { code, reason, driver, device, libraries } = direct(() =>
     binding().probeCudaSync(libraryPlaces(), timeout),
@@ -100,7 +100,8 @@ function loadAddon(): Addon {
     'CUDA_PACKAGE_MISSING',
     `the CUDA build of node-mamba could not be loaded. ${advice}`,
   )
-  const [found, expected] = [addon.exports.version(), binding().version()]
+  const { version } = addon.exports as Partial<Binding>
+  const [found, expected] = [version?.() ?? 'none', binding().version()]
   if (found !== expected) {
     throw new MambaError(
       'CUDA_PACKAGE_VERSION',

@@ -206,7 +206,8 @@ export class Mamba {
    * @throws {@link MambaError} `MODEL_NOT_INSTALLED`, `INVALID_ARGUMENT`, `OPTION_INVALID`, `FILE_NOT_FOUND`,
    * `CONFIG_INVALID`, `CHECKPOINT_INVALID`, `PICKLE_UNSAFE`, `TENSOR_MISSING`, `TENSOR_SHAPE`,
    * `TENSOR_DTYPE`, `TENSOR_NOT_FINITE`, `TOKENIZER_INVALID`, `TOKENIZER_MISMATCH`, `DEVICE_UNAVAILABLE`,
-   * `OUT_OF_MEMORY`, `ABORTED`, `BINDING_NOT_FOUND`; with `device: 'cuda'` also the codes that begin with `CUDA_`
+   * `OUT_OF_MEMORY`, `ABORTED`, `BINDING_NOT_FOUND`; with `device: 'cuda'` also `DEVICE_LOST` and
+   * the codes that begin with `CUDA_`
    */
   static async load(source: string | URL = 'default', options?: LoadOptions): Promise<Mamba> {
     const read = new Options(options, loadNames)
@@ -249,7 +250,7 @@ export class Mamba {
    * long text take length × `vocabSize` × 4 bytes.
    *
    * @throws {@link MambaError} `EMPTY_PROMPT`, `TOKEN_OUT_OF_RANGE`, `TOKENIZER_MISSING`, `OPTION_INVALID`,
-   * `QUEUE_FULL`, `ABORTED`, `OUT_OF_MEMORY`, `MODEL_DISPOSED`
+   * `QUEUE_FULL`, `ABORTED`, `OUT_OF_MEMORY`, `DEVICE_LOST`, `MODEL_DISPOSED`
    */
   async forward(text: TextOrIds, options?: ForwardOptions): Promise<ForwardResult> {
     const read = new Options(options, ['logits', 'signal'])
@@ -293,7 +294,8 @@ export class Mamba {
    * Continues a prompt and gives the whole.
    *
    * @throws {@link MambaError} `EMPTY_PROMPT`, `TOKEN_OUT_OF_RANGE`, `TOKENIZER_MISSING`, `OPTION_INVALID`,
-   * `INVALID_ARGUMENT`, `LOGITS_NOT_FINITE`, `QUEUE_FULL`, `ABORTED`, `MODEL_DISPOSED`
+   * `INVALID_ARGUMENT`, `LOGITS_NOT_FINITE`, `QUEUE_FULL`, `ABORTED`, `OUT_OF_MEMORY`, `DEVICE_LOST`,
+   * `MODEL_DISPOSED`
    */
   complete(prompt: TextOrIds, options?: GenerateOptions): Promise<Completion> {
     return complete(
@@ -326,7 +328,7 @@ export class Mamba {
    * an array of texts. They are views of one buffer.
    *
    * @throws {@link MambaError} `EMPTY_PROMPT`, `TOKEN_OUT_OF_RANGE`, `TOKENIZER_MISSING`, `OPTION_INVALID`,
-   * `INVALID_ARGUMENT`, `QUEUE_FULL`, `ABORTED`, `MODEL_DISPOSED`
+   * `INVALID_ARGUMENT`, `QUEUE_FULL`, `ABORTED`, `OUT_OF_MEMORY`, `DEVICE_LOST`, `MODEL_DISPOSED`
    *
    * @example
    * const [a, b] = await model.embed(['a ship at sea', 'a boat on the water'])

@@ -43,7 +43,7 @@ export class Session {
    * aborted, the session is as it was.
    *
    * @throws {@link MambaError} `ABORTED`, `SESSION_BUSY`, `TOKENIZER_MISSING`, `TOKEN_OUT_OF_RANGE`,
-   * `QUEUE_FULL`, `MODEL_DISPOSED`
+   * `QUEUE_FULL`, `OUT_OF_MEMORY`, `DEVICE_LOST`, `MODEL_DISPOSED`
    */
   async append(text: TextOrIds, options?: Abortable): Promise<number> {
     const signal = new Options(options, ['signal']).signal()

@@ -5,7 +5,8 @@ import type { Command } from './command.js'
 
 /** What a device did when it was tried. */
 interface Trial {
-  works: boolean
+  /** Left out where it was not tried. */
+  works?: boolean
   /** What went wrong, or why it was not tried. */
   reason?: string
 }
@@ -15,7 +16,7 @@ export const doctor: Command = {
   help: `usage: node-mamba doctor [--json]
 
 Says what runs on this machine, tries the default model on every device that is there, and says what keeps a GPU
-from being used. The exit status is 0 if models run on the CPU.
+from being used. The exit status is 1 if models do not run on the CPU.
 
   --json  the same for programs`,
   options: { json: { type: 'boolean' } },
@@ -25,7 +26,7 @@ from being used. The exit status is 0 if models run on the CPU.
     for (const device of diagnosis.devices) tried.set(device, await tryOut(device))
     if (json) console.log(JSON.stringify({ ...diagnosis, tried: Object.fromEntries(tried) }, null, 2))
     else console.log(report(diagnosis, tried))
-    return tried.get('cpu')?.works ? 0 : 1
+    return tried.get('cpu')?.works === false ? 1 : 0
   },
 }
 
@@ -41,8 +42,8 @@ async function tryOut(device: Device): Promise<Trial> {
     return { works: true }
   } catch (error) {
     if (!(error instanceof MambaError)) throw error
-    const works = error.code === 'MODEL_NOT_INSTALLED'
-    return { works, reason: `${works ? 'not tried, ' : ''}${error.code}: ${error.message}` }
+    const reason = `${error.code}: ${error.message}`
+    return error.code === 'MODEL_NOT_INSTALLED' ? { reason } : { works: false, reason }
   }
 }
 
@@ -71,6 +72,6 @@ function report(diagnosis: Diagnosis, tried: Map<Device, Trial>): string {
 }
 
 function outcome(trial: Trial | undefined): string {
-  if (!trial) return 'not tried'
-  return `${trial.works ? 'works' : 'does not work'}${trial.reason ? ` (${trial.reason})` : ''}`
+  const said = { true: 'works', false: 'does not work', undefined: 'not tried' }[`${trial?.works}`]
+  return `${said}${trial?.reason ? ` (${trial.reason})` : ''}`
 }

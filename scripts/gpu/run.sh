@@ -7,13 +7,15 @@ cd "$(dirname "$0")"
 export RUST_BACKTRACE=0 NODE_MAMBA_CRATE=$PWD/crates/mamba
 if ! ldconfig -p | grep -q 'libcublas\.so\.13'; then
   cublas=$(find /usr /opt /root /home -name libcublas.so.13 2> /dev/null | head -n 1)
+  [ -n "$cublas" ] || { echo 'libcublas.so.13 was not found'; exit 1; }
   export LD_LIBRARY_PATH=${cublas%/*}:${LD_LIBRARY_PATH:-}
 fi
 if [ "${1:-}" = bench ]; then
   for dtype in bf16 f16 f32; do
     printf 'prefill 2048\nprefill 2048\nprefill 2048\ndecode 1 256\ndecode 1 256\ndecode 64 128\n' \
-      | ./speed 130m "$dtype" 8 --device cuda --stdin
+      | ./speed 130m "$dtype" 8 --device cuda --stdin || status=$?
   done
+  exit "${status:-0}"
 elif [ "${1:-}" = memcheck ]; then
   # A kernel is looked for in one module after the other, which is no error.
   PATH=$PATH:/usr/local/cuda/bin compute-sanitizer --report-api-errors no --error-exitcode 1 \

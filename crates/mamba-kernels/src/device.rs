@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::sys::{
     CUdevice_attribute, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
-    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUstream, cuLaunchKernelEx,
+    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult, CUstream, cuLaunchKernelEx,
 };
 use cudarc::driver::{CudaContext, CudaStream, result};
 
@@ -445,12 +445,18 @@ impl Device {
         }
         let name = kernel.name();
         let symbol = CString::new(name.clone()).map_err(|_| Error::Refused(format!("kernel {name}")))?;
-        // SAFETY: the modules are loaded.
-        let found = self
-            .modules
-            .modules
-            .iter()
-            .find_map(|module| unsafe { result::module::get_function(*module, symbol.clone()).ok() });
+        let mut found = None;
+        for module in &self.modules.modules {
+            // SAFETY: the module is loaded.
+            match unsafe { result::module::get_function(*module, symbol.clone()) } {
+                Ok(function) => {
+                    found = Some(function);
+                    break;
+                }
+                Err(error) if error.0 == CUresult::CUDA_ERROR_NOT_FOUND => {}
+                Err(error) => return Err(Error::driver("cuModuleGetFunction", error)),
+            }
+        }
         let function = found.ok_or_else(|| Error::Refused(format!("there is no kernel {name}")))?;
         if shared > 48 << 10 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

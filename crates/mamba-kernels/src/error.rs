@@ -56,6 +56,10 @@ impl Error {
             | CUresult::CUDA_ERROR_NOT_SUPPORTED
             | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => Self::Refused(message),
             CUresult::CUDA_ERROR_NO_DEVICE
+            | CUresult::CUDA_ERROR_STUB_LIBRARY
+            | CUresult::CUDA_ERROR_NOT_INITIALIZED
+            | CUresult::CUDA_ERROR_SYSTEM_NOT_READY
+            | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
             | CUresult::CUDA_ERROR_INVALID_DEVICE
             | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
             | CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
@@ -72,6 +76,10 @@ impl Error {
         let message = format!("{call}: {:?}", error.0);
         match error.0 {
             cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => Self::out_of_memory(0),
+            // What creating a handle gives where the library and the driver do not go together.
+            cublasStatus_t::CUBLAS_STATUS_NOT_INITIALIZED | cublasStatus_t::CUBLAS_STATUS_ARCH_MISMATCH => {
+                Self::Unavailable(message)
+            }
             cublasStatus_t::CUBLAS_STATUS_EXECUTION_FAILED
             | cublasStatus_t::CUBLAS_STATUS_INTERNAL_ERROR
             | cublasStatus_t::CUBLAS_STATUS_MAPPING_ERROR => Self::Lost(message),

@@ -95,7 +95,7 @@ pub struct Backward<'a> {
     pub initial_state_grad: Option<States<'a>>,
 }
 
-/// Rows of [`Forward::boundary`] for a batch: every sequence's chunks of 64 tokens, and one for an empty sequence's.
+/// Rows of [`Forward::boundary`] for a batch: every sequence's chunks of 64 tokens.
 #[must_use]
 pub fn chunks(batch: &Batch) -> usize {
     batch.cu_seqlens.windows(2).map(|pair| (pair[1] - pair[0]).div_ceil(CHUNK)).sum()

@@ -4,7 +4,7 @@
 //!
 //! A driver can hang, so the probe runs on a thread that is waited for only so long.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::*;
@@ -101,12 +101,15 @@ fn probe(places: Vec<NativeLibraryPlace>, timeout_ms: u32) -> NativeCudaProbe {
     };
     match started {
         Err(error) => failed(error.reason.to_string()),
-        Ok(()) => receiver.recv_timeout(Duration::from_millis(timeout_ms.into())).unwrap_or_else(|_| {
-            failed(format!(
-                "the NVIDIA driver did not answer within {} s; see whether nvidia-smi does, and restart the machine \
-                 if not",
-                f64::from(timeout_ms) / 1e3
-            ))
+        Ok(()) => receiver.recv_timeout(Duration::from_millis(timeout_ms.into())).unwrap_or_else(|error| {
+            failed(match error {
+                RecvTimeoutError::Timeout => format!(
+                    "the NVIDIA driver did not answer within {} s; see whether nvidia-smi does, and restart the \
+                     machine if not",
+                    f64::from(timeout_ms) / 1e3
+                ),
+                RecvTimeoutError::Disconnected => "the thread that asked the NVIDIA driver panicked".into(),
+            })
         }),
     }
 }

@@ -1,4 +1,4 @@
-//! The CUDA backend, on a machine with a GPU (`scripts/gpu.mjs`): every operation against its definition, the reference
+//! The CUDA backend, on a machine with a GPU (`scripts/gpu/pack.mjs`): every operation against its definition, the reference
 //! model against the official numbers, sessions that move between devices, and what goes wrong.
 
 #[path = "../common/mod.rs"]
