@@ -5,11 +5,11 @@
 //   ./scan_check time [json file, or -] [batch x channels x length]
 // Every output is filled with NaN first, so that an unwritten element is seen. Inputs lie as in the model:
 // z is the second half of in_proj's output, B and C are columns of x_proj's.
+#include "harness.h"
 #include "launch.h"
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <string>
 
@@ -426,62 +426,7 @@ bool check_all() {
 }
 
 // ----------------------------------------------------------------------------------------- timing
-struct Timer {
-    cudaEvent_t a, b;
-    void *flush;
-    static constexpr size_t kFlush = 256 << 20;
-    Timer() {
-        CHECK(cudaEventCreate(&a));
-        CHECK(cudaEventCreate(&b));
-        CHECK(cudaMalloc(&flush, kFlush));
-    }
-    // Median and spread (10th to 90th percentile), us; the L2 is overwritten before each run.
-    struct Sample { double median, low, high; };
-    Sample operator()(const std::function<void(cudaStream_t)> &f, int runs = 21) {
-        for (int i = 0; i < 3; i++) f(0);
-        std::vector<double> us;
-        for (int i = 0; i < runs; i++) {
-            CHECK(cudaMemsetAsync(flush, i, kFlush, 0));
-            CHECK(cudaEventRecord(a));
-            f(0);
-            CHECK(cudaEventRecord(b));
-            CHECK(cudaEventSynchronize(b));
-            float ms;
-            CHECK(cudaEventElapsedTime(&ms, a, b));
-            us.push_back(1e3 * ms);
-        }
-        std::sort(us.begin(), us.end());
-        return {us[runs / 2], us[runs / 10], us[runs - 1 - runs / 10]};
-    }
-    // The same within a CUDA graph of one run (flush outside).
-    Sample graph(const std::function<void(cudaStream_t)> &f, int runs = 21) {
-        cudaStream_t stream;
-        cudaGraph_t graph;
-        cudaGraphExec_t exec;
-        CHECK(cudaStreamCreate(&stream));
-        CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-        f(stream);
-        CHECK(cudaStreamEndCapture(stream, &graph));
-        CHECK(cudaGraphInstantiate(&exec, graph, 0));
-        Sample s = (*this)([&](cudaStream_t) { CHECK(cudaGraphLaunch(exec, 0)); }, runs);
-        CHECK(cudaGraphExecDestroy(exec));
-        CHECK(cudaGraphDestroy(graph));
-        CHECK(cudaStreamDestroy(stream));
-        return s;
-    }
-};
-
-double copy_bandwidth(Timer &timer) { // TB/s, read and written
-    const size_t bytes = 2ull << 30;
-    void *x, *y;
-    CHECK(cudaMalloc(&x, bytes));
-    CHECK(cudaMalloc(&y, bytes));
-    fill<<<512, 256>>>((float *)x, bytes / 4, 3, Fill::normal, 1);
-    double us = timer([&](cudaStream_t s) { CHECK(cudaMemcpyAsync(y, x, bytes, cudaMemcpyDeviceToDevice, s)); }).median;
-    cudaFree(x);
-    cudaFree(y);
-    return 2. * bytes / us / 1e6;
-}
+using harness::Timer;
 
 struct Row {
     int batch, channels, length;
@@ -514,7 +459,7 @@ void time_all(const char *json, const std::string &only) {
     CHECK(cudaGetDeviceProperties(&device, 0));
     CHECK(cudaDriverGetVersion(&driver));
     Timer timer;
-    double copy = copy_bandwidth(timer);
+    double copy = timer.copy_bandwidth();
     std::printf("%s, driver API %d, copy %.2f TB/s\n", device.name, driver, copy);
     std::string out = "{\"card\":\"" + std::string(device.name) + "\",\"copy_tb_s\":" + std::to_string(copy) + ",\"rows\":[";
     std::printf("batch x channels x length | plan | us (10..90 %%) | Gelem/s | graph us | Gelem/s | of official\n");
