@@ -41,20 +41,11 @@ struct BackwardShared {
 
 static_assert(sizeof(BackwardShared) == kScanBackwardShared);
 
-// The elementwise part of 8 rows: a lane converts 4 channels of one row.
-template <class T> struct Columns {
-    int part, row, channel, end;
-    bool alive;
-    float bias[4];
-    __device__ __forceinline__ Columns(const ScanBackward &p, int warp_channel, int end)
-        : part(threadIdx.x % 4), row(threadIdx.x % 32 / 4), channel(warp_channel + 4 * part), end(end), alive(channel < p.channels) {
+// delta_bias of the 4 channels that a lane converts.
+__device__ __forceinline__ void load_bias(float (&bias)[4], const float *from, int channel, bool alive) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) bias[i] = p.delta_bias && alive ? p.delta_bias[channel + i] : 0.f;
-    }
-    __device__ __forceinline__ Four<T> load(const void *base, long long stride, int t, bool wanted = true) const {
-        return load_if<Four<T>>(scan::row<T>(base, stride, t) + channel, wanted && alive && t < end);
-    }
-};
+    for (int i = 0; i < 4; i++) bias[i] = from && alive ? from[channel + i] : 0.f;
+}
 
 // Rows t0 .. t0+63 of b or c as f32; the whole block, no barrier.
 template <class T>
@@ -82,13 +73,21 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                       (((long long)blockIdx.y * gridDim.x + blockIdx.x) * kWarps + warp) * (kChunk / kTile * 64) + lane;
 
     float a[2][4], carry[2][4], da[2][4] = {}, dbias[2] = {}, dd[2] = {};
-    corner.load_decay(a, p.a);
-    if (p.segment_state) wait_for_previous();
-    if (p.segment_state && !p.carry_inside) {
-        corner.load(carry, p.segment_state + blockIdx.y * matrix); // the carry kernel has been here
-    } else {
-        corner.load(carry, state_slot(p.last_state_grad, p.state_stride, seg.slot));
-        if (p.segment_state) {
+    {
+        if (p.segment_state) wait_for_previous();
+        const bool ready = p.segment_state && !p.carry_inside; // the carry kernel has been here
+        const float *from = ready ? p.segment_state + blockIdx.y * matrix
+                                  : state_slot(p.last_state_grad, p.state_stride, seg.slot);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            long long at = (long long)(4 * q + r) * E + ch;
+            float2 av = load_pair(p.a, at, alive), cv = load_pair(from, at, alive && from);
+            a[0][r] = av.x * kLog2e;
+            a[1][r] = av.y * kLog2e;
+            carry[0][r] = cv.x;
+            carry[1][r] = cv.y;
+        }
+        if (p.segment_state && p.carry_inside) {
             const int last = p.first_segment[seg.sequence + 1] - 1;
             corner.chain<4>(carry, a, p.segment_state, p.segment_delta, last, -1, last - blockIdx.y);
         }
@@ -101,8 +100,14 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         odd[i] = g == 2 * i + 1 ? 1.f : 0.f;
     }
 
-    const Columns<T> columns(p, warp_channel, seg.end);
-    const int part = columns.part, part_row = columns.row;
+    // The elementwise part of 8 rows: a lane converts 4 channels of one row.
+    const int part = lane % 4, part_row = lane / 4, part_channel = warp_channel + 4 * part;
+    const bool part_alive = part_channel < E;
+    float bias[4];
+    load_bias(bias, p.delta_bias, part_channel, part_alive);
+    auto load = [&](const void *base, long long stride, int t, bool wanted = true) {
+        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, wanted && part_alive && t < seg.end);
+    };
 
     const int chunks = (seg.end - seg.begin + kChunk - 1) / kChunk;
     int buffer = 0;
@@ -121,20 +126,25 @@ template <class T> __device__ void backward(const ScanBackward &p) {
 
         // 1. Forward.
         float h[2][4];
-        corner.load(h, p.boundary_state + (seg.chunk + chunk) * matrix);
+#pragma unroll
+        for (int r = 0; r < 4; r++) {
+            float2 v = load_pair(p.boundary_state, ((long long)(seg.chunk + chunk) * N + 4 * q + r) * E + ch, alive);
+            h[0][r] = v.x;
+            h[1][r] = v.y;
+        }
         int t8 = t0 + (groups - 1) * kRows + part_row; // what part 2 begins with, in good time
-        Four<T> in_u = columns.load(p.u, p.u_stride, t8), in_delta = columns.load(p.delta, p.delta_stride, t8);
-        Four<T> in_z = columns.load(p.z, p.z_stride, t8, p.z != nullptr), in_dy = columns.load(p.dy, p.dy_stride, t8);
-        Four<T> next_u = columns.load(p.u, p.u_stride, t0 + part_row), next_delta = columns.load(p.delta, p.delta_stride, t0 + part_row);
+        Four<T> in_u = load(p.u, p.u_stride, t8), in_delta = load(p.delta, p.delta_stride, t8);
+        Four<T> in_z = load(p.z, p.z_stride, t8, p.z != nullptr), in_dy = load(p.dy, p.dy_stride, t8);
+        Four<T> next_u = load(p.u, p.u_stride, t0 + part_row), next_delta = load(p.delta, p.delta_stride, t0 + part_row);
         __syncthreads();
         for (int group = 0; group < groups; group++) {
             const int t = t0 + group * kRows + part_row;
             float4 u = widen<T>(next_u), x = widen<T>(next_delta);
             if (group + 1 < groups) {
-                next_u = columns.load(p.u, p.u_stride, t + kRows);
-                next_delta = columns.load(p.delta, p.delta_stride, t + kRows);
+                next_u = load(p.u, p.u_stride, t + kRows);
+                next_delta = load(p.delta, p.delta_stride, t + kRows);
             }
-            float step[4] = {x.x + columns.bias[0], x.y + columns.bias[1], x.z + columns.bias[2], x.w + columns.bias[3]};
+            float step[4] = {x.x + bias[0], x.y + bias[1], x.z + bias[2], x.w + bias[3]};
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
@@ -182,7 +192,7 @@ template <class T> __device__ void backward(const ScanBackward &p) {
                 float u[4] = {u4.x, u4.y, u4.z, u4.w}, step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w};
                 float dy[4] = {o4.x, o4.y, o4.z, o4.w}, slope[4], dz[4];
 #pragma unroll
-                for (int i = 0; i < 4; i++) step[i] += columns.bias[i];
+                for (int i = 0; i < 4; i++) step[i] += bias[i];
                 const int valid = t8 < seg.end, gated = p.z != nullptr;
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
@@ -206,10 +216,10 @@ template <class T> __device__ void backward(const ScanBackward &p) {
             }
             if (group > 0) {
                 const int t = t8 - kRows;
-                in_u = columns.load(p.u, p.u_stride, t);
-                in_delta = columns.load(p.delta, p.delta_stride, t);
-                in_z = columns.load(p.z, p.z_stride, t, p.z != nullptr);
-                in_dy = columns.load(p.dy, p.dy_stride, t);
+                in_u = load(p.u, p.u_stride, t);
+                in_delta = load(p.delta, p.delta_stride, t);
+                in_z = load(p.z, p.z_stride, t, p.z != nullptr);
+                in_dy = load(p.dy, p.dy_stride, t);
             }
 #pragma unroll 1
             for (int tile = kRows / kTile - 1; tile >= 0; tile--) {
@@ -351,12 +361,13 @@ template <class T> __device__ void backward(const ScanBackward &p) {
         da[1][0] = t1.x, da[1][1] = t1.y, da[1][2] = t1.z, da[1][3] = t1.w;
         dd[0] = t2.x, dd[1] = t2.y, dbias[0] = t2.z, dbias[1] = t2.w;
     }
-    corner.store(p.a_partial + blockIdx.y * matrix, da);
-    if (seg.first && p.initial_state_grad) {
-        if (seg.fresh)
-            for (int r = 0; r < 4; r++) carry[0][r] = carry[1][r] = 0.f;
-        corner.store(state_slot(p.initial_state_grad, p.state_stride, seg.slot), carry);
+    if (seg.first && p.initial_state_grad && alive) { // apart from a_partial: together they disturb the loops above
+        float *to = state_slot(p.initial_state_grad, p.state_stride, seg.slot) + 4LL * q * E + ch;
+        for (int r = 0; r < 4; r++)
+            *reinterpret_cast<float2 *>(to + (long long)r * E) =
+                p.segments[blockIdx.y].fresh ? make_float2(0.f, 0.f) : make_float2(carry[0][r], carry[1][r]);
     }
+    corner.store(p.a_partial + blockIdx.y * matrix, da);
     const float d0 = quad_sum(dd[0]), d1 = quad_sum(dd[1]), b0 = quad_sum(dbias[0]), b1 = quad_sum(dbias[1]);
     if (alive && q == 0) {
         *reinterpret_cast<float2 *>(p.d_partial + (long long)blockIdx.y * E + ch) = make_float2(d0, d1);
@@ -377,17 +388,22 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
     if (seg.first) return; // nothing waits for it
     float a[2][4], carry[2][4] = {}, sum[2] = {};
     corner.load_decay(a, p.a);
-    const Columns<T> columns(p, warp_channel, seg.end);
-    const int part = columns.part, part_row = columns.row;
+    const int part = lane % 4, part_row = lane / 4, part_channel = warp_channel + 4 * part;
+    const bool part_alive = part_channel < E;
+    float bias[4];
+    load_bias(bias, p.delta_bias, part_channel, part_alive);
+    auto load = [&](const void *base, long long stride, int t, bool wanted = true) {
+        return load_if<Four<T>>(row<T>(base, stride, t) + part_channel, wanted && part_alive && t < seg.end);
+    };
     for (int chunk = (seg.end - seg.begin - 1) / kChunk; chunk >= 0; chunk--) {
         const int t0 = seg.begin + chunk * kChunk, groups = (min(kChunk, seg.end - t0) + kRows - 1) / kRows;
         int t = t0 + (groups - 1) * kRows + part_row;
         // Two groups ahead.
-        Four<T> in_delta = columns.load(p.delta, p.delta_stride, t), in_dy = columns.load(p.dy, p.dy_stride, t);
-        Four<T> in_z = columns.load(p.z, p.z_stride, t, p.z != nullptr);
-        Four<T> next_delta = columns.load(p.delta, p.delta_stride, t - kRows, groups > 1);
-        Four<T> next_dy = columns.load(p.dy, p.dy_stride, t - kRows, groups > 1);
-        Four<T> next_z = columns.load(p.z, p.z_stride, t - kRows, groups > 1 && p.z);
+        Four<T> in_delta = load(p.delta, p.delta_stride, t), in_dy = load(p.dy, p.dy_stride, t);
+        Four<T> in_z = load(p.z, p.z_stride, t, p.z != nullptr);
+        Four<T> next_delta = load(p.delta, p.delta_stride, t - kRows, groups > 1);
+        Four<T> next_dy = load(p.dy, p.dy_stride, t - kRows, groups > 1);
+        Four<T> next_z = load(p.z, p.z_stride, t - kRows, groups > 1 && p.z);
         __syncthreads();
         load_states<T>(c, p.c, p.c_stride, t0, seg.end);
         __syncthreads();
@@ -396,13 +412,13 @@ template <class T> __device__ void backward_local(const ScanBackward &p) {
             float4 x4 = widen<T>(in_delta), z4 = widen<T>(in_z), o4 = widen<T>(in_dy);
             float step[4] = {x4.x, x4.y, x4.z, x4.w}, z[4] = {z4.x, z4.y, z4.z, z4.w}, dy[4] = {o4.x, o4.y, o4.z, o4.w};
             in_delta = next_delta, in_dy = next_dy, in_z = next_z;
-            next_delta = columns.load(p.delta, p.delta_stride, t - 2 * kRows, group > 1);
-            next_dy = columns.load(p.dy, p.dy_stride, t - 2 * kRows, group > 1);
-            next_z = columns.load(p.z, p.z_stride, t - 2 * kRows, group > 1 && p.z);
+            next_delta = load(p.delta, p.delta_stride, t - 2 * kRows, group > 1);
+            next_dy = load(p.dy, p.dy_stride, t - 2 * kRows, group > 1);
+            next_z = load(p.z, p.z_stride, t - 2 * kRows, group > 1 && p.z);
             const int gated = p.z != nullptr;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                step[i] += columns.bias[i];
+                step[i] += bias[i];
                 step[i] = select(p.softplus, softplus<T>(step[i]), step[i]);
                 step[i] = select(t < seg.end, step[i], 0.f);
                 dy[i] = select(gated, dy[i] * z[i] * sigmoid(z[i]), dy[i]);
