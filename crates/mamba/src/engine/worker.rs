@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
+use super::decode::Decode;
 use super::sequence::{Sequence, Work};
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
@@ -49,6 +50,8 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) texts: VecDeque<Sequence>,
     pub(super) texts_turn: bool,
     pub(super) running: Vec<Running>,
+    /// Where the backend chooses tokens: sequences whose prompt is done.
+    pub(super) decode: Option<Decode<B>>,
     pub(super) free: Vec<usize>,
     pub(super) batch: Batch,
 }
@@ -66,9 +69,15 @@ impl<B: Backend> Worker<B> {
         let count = options.max_batch;
         // Every slot can decode in one step.
         let tokens = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk()).max(count);
-        let workspace = Workspace::new(&mut backend, &info.config, tokens, LOGIT_ROWS)?;
-        let slots = Slots::new(&mut backend, &info.spec, count)?;
-        let pooled = backend.alloc(count * info.config.d_model, "pooled hidden states")?;
+        let rows = count.next_power_of_two();
+        let decode = backend.decoder(rows, info.vocab_size, count)?.map(Decode::new);
+        let (tokens, logit_rows, spare) = match &decode {
+            Some(decode) => (tokens.max(rows), LOGIT_ROWS.max(decode.logit_rows()), decode.spare_slots()),
+            None => (tokens, LOGIT_ROWS, 0),
+        };
+        let workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
+        let slots = Slots::new(&mut backend, &info.spec, count + spare)?;
+        let pooled = backend.alloc(slots.count() * info.config.d_model, "pooled hidden states")?;
         Ok(Self {
             backend,
             model,
@@ -84,6 +93,7 @@ impl<B: Backend> Worker<B> {
             texts: VecDeque::new(),
             texts_turn: false,
             running: Vec::new(),
+            decode,
             free: (0..count).rev().collect(),
             batch: Batch::new(),
         })
@@ -105,15 +115,19 @@ impl<B: Backend> Worker<B> {
     }
 
     fn turn(&mut self) -> Result<()> {
+        self.sweep_decode()?;
         self.sweep();
         self.admit();
-        self.step()
+        self.launch_decode()?;
+        self.step()?;
+        self.collect_decode()
     }
 
     /// Takes in what has arrived, waiting for it when there is nothing else to do; false at the end.
     fn receive(&mut self) -> bool {
         loop {
-            let idle = self.running.is_empty() && self.waiting.is_empty() && self.texts.is_empty();
+            let nobody = self.running.is_empty() && self.decoding() == 0;
+            let idle = nobody && self.waiting.is_empty() && self.texts.is_empty();
             let message = if idle {
                 match self.messages.recv() {
                     Ok(message) => message,
@@ -156,6 +170,7 @@ impl<B: Backend> Worker<B> {
             self.free.push(slot);
             sequence.fail(error());
         }
+        self.fail_decoding(error);
     }
 }
 /// Tells those who wait for the end.
