@@ -1,6 +1,6 @@
 //! A card: its context, one stream, the kernels and cuBLAS.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use cudarc::driver::{CudaContext, CudaStream, result};
 use crate::batch::Spare;
 use crate::buffer::{Buffer, Float, Ints, Memory};
 use crate::error::{Error, Result};
+use crate::upload::Pieces;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
@@ -34,6 +35,7 @@ pub struct Device {
     blas: Blas,
     kernels: RefCell<HashMap<Kernel, CUfunction>>,
     spare: Spare,
+    pieces: RefCell<Pieces>,
     workspace: RefCell<Option<Buffer>>,
     modules: Modules,
     stream: Arc<CudaStream>,
@@ -221,6 +223,7 @@ impl Device {
             blas,
             kernels: RefCell::default(),
             spare: Spare::default(),
+            pieces: RefCell::default(),
             workspace: RefCell::default(),
             modules,
             stream,
@@ -273,6 +276,10 @@ impl Device {
             true => Err(Error::Refused(format!("{what} while launches are recorded"))),
             false => Ok(()),
         }
+    }
+
+    pub(crate) fn pieces(&self) -> RefMut<'_, Pieces> {
+        self.pieces.borrow_mut()
     }
 
     pub(crate) fn spare(&self) -> &Spare {
