@@ -35,8 +35,8 @@ impl<B: Backend> Worker<B> {
         )
     }
 
-    /// Moves every sequence on and retires those that are done.
-    pub(super) fn hand_out(&mut self) -> Result<()> {
+    /// Moves every sequence on and retires those that are done. True if the device has done everything by then.
+    pub(super) fn hand_out(&mut self) -> Result<bool> {
         // Next tokens of all sequences that generate, a batch of rows at a time.
         let mut rows: Vec<(usize, u32)> = Vec::new();
         for (i, running) in self.running.iter_mut().enumerate() {
@@ -76,7 +76,7 @@ impl<B: Backend> Worker<B> {
                 self.retire(i).fail(error);
             }
         }
-        Ok(())
+        Ok(!rows.is_empty())
     }
 
     pub(super) fn finish_generation(&mut self, i: usize, reason: FinishReason) -> Result<()> {
@@ -134,6 +134,9 @@ impl<B: Backend> Worker<B> {
                     let logits =
                         View::dense(&self.workspace.logits, rows.len(), self.model.padded_vocab_size());
                     self.backend.token_logprobs(logits, &ids[first..first + rows.len()], &mut out)?;
+                    if let Some(at) = out.iter().position(|logprob| logprob.is_nan()) {
+                        return Err(Error::LogitsNotFinite { position: (first + at) as u64 });
+                    }
                     logprobs.extend(out);
                 }
             }
@@ -142,6 +145,9 @@ impl<B: Backend> Worker<B> {
                     let d_model = self.info.config.d_model;
                     let mut row = vec![0.0; d_model];
                     self.backend.read(&self.pooled, slot * d_model, &mut row)?;
+                    if row.iter().any(|x| !x.is_finite()) {
+                        return Err(Error::VectorNotFinite { index: *index });
+                    }
                     group.add(*index, done, &group.options.vector(row, done));
                 }
             }

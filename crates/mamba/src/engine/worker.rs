@@ -2,13 +2,15 @@
 //! decodes, a share of what is left of the chunk for every one that prefills), runs the model once, and hands
 //! out what came of it.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::sequence::{Sequence, Work};
+use super::pace::Pace;
+use super::queue::Queue;
+use super::sequence::Sequence;
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
@@ -17,6 +19,9 @@ use crate::text::Tokenizer;
 
 /// Rows of logits that are computed at a time where many are asked for.
 pub(super) const LOGIT_ROWS: usize = 64;
+
+/// How often an engine with nothing else to do looks whether a consumer that paused wants more.
+const REST: Duration = Duration::from_millis(10);
 
 /// What reaches the engine.
 pub(crate) enum Message {
@@ -44,10 +49,14 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) messages: Receiver<Message>,
     pub(super) life: Arc<Life>,
-    pub(super) waiting: VecDeque<Sequence>,
-    /// Waiting texts to embed: there may be very many, so they take turns with what else waits.
-    pub(super) texts: VecDeque<Sequence>,
-    pub(super) texts_turn: bool,
+    pub(super) waiting: Queue<Sequence>,
+    /// Those whose consumers want no more for now. They have no slot.
+    pub(super) resting: Vec<Sequence>,
+    pub(super) pace: Pace,
+    pub(super) max_stall: Duration,
+    /// Whether the device had done everything when the last step ended: only then does the next one's time say
+    /// what it took.
+    done: bool,
     pub(super) running: Vec<Running>,
     pub(super) free: Vec<usize>,
     pub(super) batch: Batch,
@@ -80,9 +89,11 @@ impl<B: Backend> Worker<B> {
             tokenizer,
             messages,
             life,
-            waiting: VecDeque::new(),
-            texts: VecDeque::new(),
-            texts_turn: false,
+            waiting: Queue::new(),
+            resting: Vec::new(),
+            pace: Pace::default(),
+            max_stall: options.max_stall,
+            done: true,
             running: Vec::new(),
             free: (0..count).rev().collect(),
             batch: Batch::new(),
@@ -98,7 +109,12 @@ impl<B: Backend> Worker<B> {
             // A panic is a defect of ours. It ends what was running, not the process, nor the model.
             match catch_unwind(AssertUnwindSafe(|| worker.turn())) {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => worker.fail_running(|| copy_of(&error)),
+                Ok(Err(error)) => {
+                    worker.fail_running(|| copy_of(&error));
+                    if let Error::DeviceLost { .. } = error {
+                        worker.fail_waiting(|| copy_of(&error));
+                    }
+                }
                 Err(panic) => worker.fail_running(|| Error::panic(&*panic)),
             }
         }
@@ -113,24 +129,24 @@ impl<B: Backend> Worker<B> {
     /// Takes in what has arrived, waiting for it when there is nothing else to do; false at the end.
     fn receive(&mut self) -> bool {
         loop {
-            let idle = self.running.is_empty() && self.waiting.is_empty() && self.texts.is_empty();
-            let message = if idle {
-                match self.messages.recv() {
-                    Ok(message) => message,
-                    Err(_) => return false,
-                }
-            } else {
-                match self.messages.try_recv() {
-                    Ok(message) => message,
-                    Err(_) => return !self.life.is_disposed(),
-                }
+            if self.life.is_disposed() {
+                return false;
+            }
+            let idle = self.running.is_empty() && self.waiting.is_empty();
+            let message = match (idle, self.resting.is_empty()) {
+                (true, true) => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                (true, false) => self.messages.recv_timeout(REST),
+                (false, _) => self.messages.try_recv().map_err(|_| RecvTimeoutError::Timeout),
             };
             match message {
-                Message::Sequence(sequence) => match sequence.work {
-                    Work::Embed { .. } => self.texts.push_back(*sequence),
-                    _ => self.waiting.push_back(*sequence),
-                },
-                Message::Dispose => return false,
+                Ok(Message::Sequence(sequence)) => self.waiting.push(&sequence.place.clone(), *sequence),
+                Ok(Message::Dispose) => return false,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) if self.resting.is_empty() => return false,
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::sleep(REST);
+                    return true;
+                }
             }
         }
     }
@@ -139,16 +155,32 @@ impl<B: Backend> Worker<B> {
         if self.running.is_empty() {
             return Ok(());
         }
+        let began = Instant::now();
         self.share_out();
         self.batch.clear();
+        let mut prompt_tokens = 0;
         for Running { sequence, slot, share } in &mut self.running {
             self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], *slot, !sequence.begun);
             sequence.begun = true;
+            prompt_tokens += if sequence.decodes() { 0 } else { *share };
         }
         let plan =
             self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool(&plan)?;
-        self.hand_out()
+        let done = self.hand_out()?;
+        if std::mem::replace(&mut self.done, done) && done {
+            self.pace.observe(prompt_tokens, began.elapsed());
+        }
+        Ok(())
+    }
+
+    /// Ends all that has come and has no slot.
+    fn fail_waiting(&mut self, error: impl Fn() -> Error) {
+        while let Ok(Message::Sequence(sequence)) = self.messages.try_recv() {
+            sequence.fail(error());
+        }
+        let waiting = self.waiting.take_out(|_| true);
+        waiting.into_iter().chain(self.resting.drain(..)).for_each(|sequence| sequence.fail(error()));
     }
 
     fn fail_running(&mut self, error: impl Fn() -> Error) {
