@@ -2,6 +2,7 @@
 //! admission and retirement at every step, chunked prefill, decoding of all running sequences together.
 //! Generation, sessions, scores and embeddings are its clients; there is no other way to the model.
 
+mod decode;
 mod generation;
 mod intake;
 mod output;

@@ -35,7 +35,7 @@ impl<B: Backend> Worker<B> {
         )
     }
 
-    /// Moves every sequence on and retires those that are done. True if the device has done everything by then.
+    /// Moves every sequence on and retires those that are done. True if it has waited for the device.
     pub(super) fn hand_out(&mut self) -> Result<bool> {
         // Next tokens of all sequences that generate, a batch of rows at a time.
         let mut rows: Vec<(usize, u32)> = Vec::new();
@@ -46,6 +46,9 @@ impl<B: Backend> Worker<B> {
                 rows.push((i, (self.batch.cu_seqlens[i + 1] - 1) as u32));
             }
         }
+        let (on_device, rows): (Vec<_>, Vec<_>) =
+            rows.into_iter().partition(|(i, _)| self.device_chooses(&self.running[*i]));
+        let mut leaving = on_device.into_iter().rev().peekable();
         let vocab = self.model.padded_vocab_size();
         let mut outcomes: Vec<Result<Option<FinishReason>>> = self.running.iter().map(|_| Ok(None)).collect();
         for chunk in rows.chunks(LOGIT_ROWS) {
@@ -66,7 +69,12 @@ impl<B: Backend> Worker<B> {
             }
         }
         // From the last to the first, so that removing one leaves the others where they are.
+        let mut entering = Vec::new();
         for (i, outcome) in outcomes.into_iter().enumerate().rev() {
+            if let Some((_, row)) = leaving.next_if(|(leaves, _)| *leaves == i) {
+                entering.push((self.running.remove(i), row));
+                continue;
+            }
             let result = match outcome {
                 Ok(Some(reason)) => self.finish_generation(i, reason),
                 Ok(None) => self.advance(i),
@@ -76,6 +84,8 @@ impl<B: Backend> Worker<B> {
                 self.retire(i).fail(error);
             }
         }
+        entering.reverse();
+        self.enter_decode(entering)?;
         Ok(!rows.is_empty())
     }
 

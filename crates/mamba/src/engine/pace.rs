@@ -1,6 +1,6 @@
 //! How fast this model computes prompts here, and so how much of them a step may take on while streams run.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Tokens of prompts that a step takes on at least, so that nobody starves behind streams on a slow machine.
 const LEAST: usize = 16;
@@ -16,11 +16,31 @@ pub(super) struct Pace {
     token: f64,
     /// Tokens of prompts in the last step that had any.
     last: usize,
+    /// Tokens of prompts that this turn of the engine and the ones before it queued, newest first.
+    queued: [usize; 3],
+    /// The end of the last turn, if it waited for the device, and for the work of which turn.
+    waited: Option<(Instant, usize)>,
 }
 
 impl Pace {
+    /// A turn of the engine ends, in which it has queued so many tokens of prompts, and waited until the work of `lag`
+    /// turns before was done (`None`: for nothing, or for what says little about one turn). The time from one such
+    /// end to the next is what that work took.
+    pub fn turn(&mut self, prompt_tokens: usize, lag: Option<usize>) {
+        let [newest, before, _] = self.queued;
+        self.queued = [prompt_tokens, newest, before];
+        let waited = lag.map(|lag| (Instant::now(), lag));
+        if let (Some((now, lag)), Some((then, lag_then))) = (waited, self.waited)
+            && lag == lag_then
+            && let Some(tokens) = self.queued.get(lag)
+        {
+            self.observe(*tokens, now - then);
+        }
+        self.waited = waited;
+    }
+
     /// A step with `prompt_tokens` tokens of prompts, besides those of sequences that decode, took so long.
-    pub fn observe(&mut self, prompt_tokens: usize, took: Duration) {
+    fn observe(&mut self, prompt_tokens: usize, took: Duration) {
         let took = took.as_secs_f64();
         let (known, new) = match prompt_tokens {
             0 => (&mut self.decode, took),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::decode::Decode;
 use super::queue::Owner;
 use super::request::Output;
 use super::sequence::{Sequence, Work};
@@ -38,22 +39,28 @@ impl<B: Backend> Worker<B> {
             }
             let wanted = sequence.decodes() && (!cancelled || sequence.has_session());
             let state = match wanted {
-                true => self.slots.read(&mut self.backend, slot).map(|state| Some(state.into())),
+                true => self.slots.read(&mut self.backend, slot).map(Some),
                 false => Ok(None),
             };
-            let mut sequence = self.retire(i);
+            let sequence = self.retire(i);
             match state {
-                Ok(state) => sequence.initial = state,
-                Err(error) => {
-                    sequence.fail(error);
-                    continue;
-                }
-            }
-            match cancelled {
-                true => sequence.abort(),
-                false => self.resting.push(sequence),
+                Ok(state) => self.leave(sequence, state),
+                Err(error) => sequence.fail(error),
             }
         }
+    }
+
+    /// Ends a sequence that was cancelled, with its state where a session keeps it; or lays it aside until its consumer
+    /// wants more.
+    pub(super) fn leave(&mut self, mut sequence: Sequence, state: Option<Vec<f32>>) {
+        sequence.initial = state.map(Into::into);
+        if sequence.is_cancelled() {
+            return sequence.abort();
+        }
+        if let Work::Generate(generation) = &sequence.work {
+            (sequence.ids, sequence.done) = (generation.context.pending.into_iter().collect(), 0);
+        }
+        self.resting.push(sequence);
     }
 
     /// Takes a sequence out of its slot.
@@ -116,7 +123,8 @@ impl<B: Backend> Worker<B> {
     /// what fits into `max_stall`.
     pub(super) fn share_out(&mut self) {
         let mut owners: HashMap<&Owner, usize> = HashMap::new();
-        let (mut prompts, mut streams) = (Vec::new(), false);
+        let mut prompts = Vec::new();
+        let mut streams = self.decode.as_ref().is_some_and(Decode::streams);
         for (i, Running { sequence, .. }) in self.running.iter().enumerate() {
             streams |= sequence.streams();
             if sequence.left() > 1 {

@@ -4,10 +4,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::decode::Decode;
 use super::pace::Pace;
 use super::queue::Queue;
 use super::sequence::Sequence;
@@ -54,10 +55,9 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) resting: Vec<Sequence>,
     pub(super) pace: Pace,
     pub(super) max_stall: Duration,
-    /// Whether the device had done everything when the last step ended: only then does the next one's time say
-    /// what it took.
-    done: bool,
     pub(super) running: Vec<Running>,
+    /// Where the backend chooses tokens: sequences whose prompt is done.
+    pub(super) decode: Option<Decode<B>>,
     pub(super) free: Vec<usize>,
     pub(super) batch: Batch,
 }
@@ -75,9 +75,15 @@ impl<B: Backend> Worker<B> {
         let count = options.max_batch;
         // Every slot can decode in one step.
         let tokens = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk()).max(count);
-        let workspace = Workspace::new(&mut backend, &info.config, tokens, LOGIT_ROWS)?;
-        let slots = Slots::new(&mut backend, &info.spec, count)?;
-        let pooled = backend.alloc(count * info.config.d_model, "pooled hidden states")?;
+        let rows = count.next_power_of_two();
+        let decode = backend.decoder(rows, info.vocab_size, count)?.map(Decode::new);
+        let (tokens, logit_rows, spare) = match &decode {
+            Some(decode) => (tokens.max(rows), LOGIT_ROWS.max(decode.logit_rows()), decode.spare_slots()),
+            None => (tokens, LOGIT_ROWS, 0),
+        };
+        let workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
+        let slots = Slots::new(&mut backend, &info.spec, count + spare)?;
+        let pooled = backend.alloc(slots.count() * info.config.d_model, "pooled hidden states")?;
         Ok(Self {
             backend,
             model,
@@ -93,8 +99,8 @@ impl<B: Backend> Worker<B> {
             resting: Vec::new(),
             pace: Pace::default(),
             max_stall: options.max_stall,
-            done: true,
             running: Vec::new(),
+            decode,
             free: (0..count).rev().collect(),
             batch: Batch::new(),
         })
@@ -121,9 +127,15 @@ impl<B: Backend> Worker<B> {
     }
 
     fn turn(&mut self) -> Result<()> {
+        self.sweep_decode()?;
         self.sweep();
         self.admit();
-        self.step()
+        self.launch_decode()?;
+        let (prompt_tokens, waited) = self.step()?;
+        self.collect_decode()?;
+        let lag = if waited { Some(0) } else { self.decode.as_mut().and_then(Decode::lag) };
+        self.pace.turn(prompt_tokens, lag);
+        Ok(())
     }
 
     /// Takes in what has arrived, waiting for it when there is nothing else to do; false at the end.
@@ -132,7 +144,7 @@ impl<B: Backend> Worker<B> {
             if self.life.is_disposed() {
                 return false;
             }
-            let idle = self.running.is_empty() && self.waiting.is_empty();
+            let idle = self.running.is_empty() && self.decoding() == 0 && self.waiting.is_empty();
             let message = match (idle, self.resting.is_empty()) {
                 (true, true) => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 (true, false) => self.messages.recv_timeout(REST),
@@ -151,11 +163,11 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    fn step(&mut self) -> Result<()> {
+    /// A step of those in `running`. Returns how many tokens of prompts it had, and whether it has waited for the device.
+    fn step(&mut self) -> Result<(usize, bool)> {
         if self.running.is_empty() {
-            return Ok(());
+            return Ok((0, false));
         }
-        let began = Instant::now();
         self.share_out();
         self.batch.clear();
         let mut prompt_tokens = 0;
@@ -167,11 +179,7 @@ impl<B: Backend> Worker<B> {
         let plan =
             self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool(&plan)?;
-        let done = self.hand_out()?;
-        if std::mem::replace(&mut self.done, done) && done {
-            self.pace.observe(prompt_tokens, began.elapsed());
-        }
-        Ok(())
+        Ok((prompt_tokens, self.hand_out()?))
     }
 
     /// Ends all that has come and has no slot.
@@ -188,6 +196,7 @@ impl<B: Backend> Worker<B> {
             self.free.push(slot);
             sequence.fail(error());
         }
+        self.fail_decoding(error);
     }
 }
 /// Tells those who wait for the end.
