@@ -25,6 +25,7 @@ pub(crate) struct Generation {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<f32>,
     pub prompt_tokens: usize,
+    pub cached_tokens: usize,
     /// When it first got a slot.
     pub admitted: Option<Instant>,
     pub first_token: Option<Instant>,
@@ -91,6 +92,7 @@ impl Generation {
         let first = self.first_token.unwrap_or_else(Instant::now);
         let usage = Usage {
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
             completion_tokens: self.tokens.len(),
             prefill_seconds: self.admitted.map_or(0.0, |admitted| (first - admitted).as_secs_f64()),
             decode_seconds: first.elapsed().as_secs_f64(),

@@ -40,6 +40,7 @@ struct Rules {
 pub(crate) enum Kind {
     Generate { options: GenerateOptions, stop: StopMatcher, session: Option<Loan> },
     Append { session: Loan },
+    CachePrefix,
     Forward { all: bool },
     Score,
     Embed { options: EmbedOptions },
@@ -160,6 +161,7 @@ impl Job {
                 (Kind::Generate { options, stop, session: Some(session) }, Vec::new())
             }
             Task::Append { session, input } => (Kind::Append { session: session.lend(info)? }, vec![input]),
+            Task::CachePrefix { input } => (Kind::CachePrefix, vec![input]),
             Task::Forward { input, all } => (Kind::Forward { all }, vec![input]),
             Task::Score { input } => (Kind::Score, vec![input]),
             Task::Embed { inputs, options } => (Kind::Embed { options: check_embed(options, info)? }, inputs),
@@ -335,6 +337,7 @@ pub(crate) fn admit(
             return reply.finish(Ok(Output::Appended { tokens: 0 }));
         }
         Kind::Append { session } => Sequence::append(ids, place, session, reply),
+        Kind::CachePrefix => Sequence::cache_prefix(ids, place, reply),
         Kind::Forward { all } => Sequence::new(ids, place, Work::Forward { all, data: Vec::new(), reply }),
         Kind::Score => Sequence::score(ids, place, reply),
         Kind::Embed { .. } => unreachable!("handled above"),

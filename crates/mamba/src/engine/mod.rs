@@ -7,6 +7,7 @@ mod generation;
 mod intake;
 mod output;
 mod pace;
+mod prefix;
 mod queue;
 mod request;
 mod schedule;
@@ -85,6 +86,9 @@ pub struct LoadOptions {
     /// While someone reads a stream, a step takes on no more of others' prompts than fits into this time, by the speed
     /// that the engine has measured (but at least 16 tokens), 1 ms to 1 h.
     pub max_stall: Duration,
+    /// Bytes of states (and paths to them) that are kept after the beginnings that prompts share; 0: none. At least
+    /// one state must fit. On a GPU up to `max_batch` of the states lie in its memory, the others in the host's.
+    pub prefix_cache: u64,
 }
 
 impl Default for LoadOptions {
@@ -101,6 +105,7 @@ impl Default for LoadOptions {
             queue_limit: 1024,
             prefill_chunk: None,
             max_stall: Duration::from_millis(100),
+            prefix_cache: 0,
         }
     }
 }
@@ -116,6 +121,18 @@ impl LoadOptions {
         within("queueLimit", self.queue_limit, 1 << 20)?;
         within("maxStall", self.max_stall.as_millis() as usize, 3_600_000)?;
         self.prefill_chunk.map_or(Ok(()), |chunk| within("prefillChunk", chunk, 1 << 16))
+    }
+}
+
+impl LoadOptions {
+    /// How many states of the prefix cache lie in the device's own memory, if it has any.
+    fn kept_on_device(&self, info: &ModelInfo, has_own_memory: bool) -> Result<usize> {
+        let Self { prefix_cache, max_batch, .. } = *self;
+        if (1..info.state_bytes).contains(&prefix_cache) {
+            let expected = format!("0 (off), or at least the {} bytes of one state", info.state_bytes);
+            return Err(Error::option("prefixCache", prefix_cache, &expected));
+        }
+        Ok(if has_own_memory { ((prefix_cache / info.state_bytes) as usize).min(max_batch) } else { 0 })
     }
 }
 
@@ -171,6 +188,7 @@ struct Shared {
     engine: Sender<Message>,
     pending: Arc<AtomicUsize>,
     queue_limit: usize,
+    caches_prefixes: bool,
     /// Requests so far.
     requests: AtomicU64,
     life: Arc<Life>,
@@ -330,7 +348,9 @@ impl Mamba {
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
         let requests = AtomicU64::new(0);
-        let shared = Shared { info, tokenizer, intake, engine, pending, queue_limit, requests, life };
+        let caches_prefixes = options.prefix_cache > 0;
+        let shared =
+            Shared { info, tokenizer, intake, engine, pending, queue_limit, caches_prefixes, requests, life };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -382,6 +402,9 @@ impl Mamba {
         }
         if cancel.is_cancelled() {
             return Err(Error::Aborted);
+        }
+        if let (Task::CachePrefix { .. }, false) = (&task, shared.caches_prefixes) {
+            return Err(Error::option("prefixCache", "off", "a number of bytes, when the model is loaded"));
         }
         let owner = match user {
             Some(user) => Owner::User(user.into()),

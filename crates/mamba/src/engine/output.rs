@@ -109,6 +109,7 @@ impl<B: Backend> Worker<B> {
         let done = sequence.done;
         match &mut sequence.work {
             Work::Generate(_) => return Ok(()),
+            Work::CachePrefix { .. } => {}
             Work::Append { context, .. } => {
                 if last {
                     context.state = Some(self.slots.read(&mut self.backend, slot)?.into());
@@ -167,6 +168,7 @@ impl<B: Backend> Worker<B> {
         }
         let sequence = self.retire(i);
         match sequence.work {
+            Work::CachePrefix { tokens, reply } => reply.finish(Ok(Output::Cached { tokens })),
             Work::Append { session, context, tokens, reply } => {
                 session.store(context);
                 drop(session);

@@ -199,6 +199,12 @@ pub enum Task {
         /// At least two tokens.
         input: Input,
     },
+    /// Keep the state after a text, so that prompts which begin with its tokens need not compute it
+    /// ([`super::LoadOptions::prefix_cache`]).
+    CachePrefix {
+        /// At least one token.
+        input: Input,
+    },
     /// One vector per text.
     Embed {
         /// Each at least one token; may be an empty list.
@@ -245,8 +251,10 @@ impl FinishReason {
 /// Tokens and time of one generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// Tokens of the prompt that were computed (for a session: not those of earlier calls).
+    /// Tokens of the prompt (for a session: not those of earlier calls).
     pub prompt_tokens: usize,
+    /// How many of them were not computed, as the state after them was in the prefix cache.
+    pub cached_tokens: usize,
     /// Tokens that were generated.
     pub completion_tokens: usize,
     /// Seconds from admission to the first token.
@@ -270,6 +278,11 @@ pub enum Output {
         finish_reason: FinishReason,
         /// Counts and times.
         usage: Usage,
+    },
+    /// Of [`Task::CachePrefix`].
+    Cached {
+        /// Tokens of this input.
+        tokens: usize,
     },
     /// Of [`Task::Append`].
     Appended {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::decode::Decode;
+use super::prefix::{Found, Kept};
 use super::queue::Owner;
 use super::request::Output;
 use super::sequence::{Sequence, Work};
@@ -101,16 +102,65 @@ impl<B: Backend> Worker<B> {
         if let Some(state) = &sequence.initial {
             self.slots.write(&mut self.backend, slot, state)?;
         }
+        self.use_prefix(sequence, slot)?;
         // From now on the slot has the state, and a session's old one need not live on for it.
-        sequence.begun = sequence.initial.take().is_some();
+        sequence.begun = sequence.initial.take().is_some() || sequence.done > 0;
         if let Work::Generate(generation) = &mut sequence.work {
             generation.admitted.get_or_insert_with(Instant::now);
         }
         Ok(())
     }
 
-    /// A first append of a single token leaves nothing to compute.
+    /// Begins after what the prefix cache has of a prompt, and has the state kept at the end of what it shares with
+    /// earlier ones.
+    fn use_prefix(&mut self, sequence: &mut Sequence, slot: usize) -> Result<()> {
+        let cacheable = sequence.cacheable();
+        let Some(prefixes) = &mut self.prefixes else { return Ok(()) };
+        if cacheable == 0 {
+            return Ok(());
+        }
+        let Found { state, shared } = prefixes.look_up(&sequence.ids[..cacheable]);
+        sequence.checkpoint = sequence.checkpoint.or(shared);
+        if let Some((tokens, kept)) = state {
+            match kept {
+                Kept::Slot(from) => self.slots.copy(&mut self.backend, from, slot)?,
+                Kept::Host(state) => self.slots.write(&mut self.backend, slot, &state)?,
+            }
+            sequence.done = tokens;
+        }
+        if let Work::Generate(generation) = &mut sequence.work {
+            generation.cached_tokens = sequence.done;
+        }
+        Ok(())
+    }
+
+    /// Keeps the states that this step has brought to where they are to be kept.
+    pub(super) fn keep_prefixes(&mut self) -> Result<()> {
+        let Some(prefixes) = &mut self.prefixes else { return Ok(()) };
+        for Running { sequence, slot, share } in &mut self.running {
+            let done = sequence.done + *share;
+            if sequence.checkpoint.take_if(|checkpoint| *checkpoint == done).is_none()
+                || prefixes.has(&sequence.ids[..done])
+            {
+                continue;
+            }
+            let kept = match prefixes.slot(|slot| self.slots.read(&mut self.backend, slot))? {
+                Some(to) => {
+                    self.slots.copy(&mut self.backend, *slot, to)?;
+                    Kept::Slot(to)
+                }
+                None => Kept::Host(self.slots.read(&mut self.backend, *slot)?.into()),
+            };
+            prefixes.keep(&sequence.ids[..done], kept);
+        }
+        Ok(())
+    }
+
+    /// A first append of a single token leaves nothing to compute, nor does a beginning that is cached already.
     pub(super) fn finish_without_tokens(&mut self, sequence: Sequence) {
+        if let Work::CachePrefix { tokens, reply } = sequence.work {
+            return reply.finish(Ok(Output::Cached { tokens }));
+        }
         if let Work::Append { session, context, tokens, reply } = sequence.work {
             session.store(context);
             drop(session);
@@ -137,7 +187,7 @@ impl<B: Backend> Worker<B> {
             .map(|i| {
                 let Sequence { place, .. } = &self.running[*i].sequence;
                 let weight = place.priority.weight() as f64 / owners[&place.owner] as f64;
-                Want { tokens: self.running[*i].sequence.left(), weight }
+                Want { tokens: self.running[*i].sequence.next(), weight }
             })
             .collect();
         let room = self.workspace.max_tokens() - (self.running.len() - prompts.len());

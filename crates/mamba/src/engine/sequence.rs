@@ -20,6 +20,8 @@ pub(crate) struct Sequence {
     pub initial: Option<Arc<[f32]>>,
     /// Whether its slot holds its state, and not that of the slot's last user.
     pub begun: bool,
+    /// How many tokens from its start the state is to be kept for others.
+    pub checkpoint: Option<usize>,
     /// Where it stands among others.
     pub place: Place,
     pub work: Work,
@@ -27,14 +29,35 @@ pub(crate) struct Sequence {
 
 pub(crate) enum Work {
     Generate(Box<Generation>),
-    Append { session: Loan, context: Context, tokens: usize, reply: Reply },
-    Forward { all: bool, data: Vec<f32>, reply: Reply },
-    Score { ids: Vec<u32>, logprobs: Vec<f32>, reply: Reply },
-    Embed { group: Arc<EmbedGroup>, index: usize },
+    /// `tokens` of them; their state is kept at the end.
+    CachePrefix {
+        tokens: usize,
+        reply: Reply,
+    },
+    Append {
+        session: Loan,
+        context: Context,
+        tokens: usize,
+        reply: Reply,
+    },
+    Forward {
+        all: bool,
+        data: Vec<f32>,
+        reply: Reply,
+    },
+    Score {
+        ids: Vec<u32>,
+        logprobs: Vec<f32>,
+        reply: Reply,
+    },
+    Embed {
+        group: Arc<EmbedGroup>,
+        index: usize,
+    },
 }
 impl Sequence {
     pub fn new(ids: Vec<u32>, place: Place, work: Work) -> Self {
-        Self { ids, done: 0, initial: None, begun: false, place, work }
+        Self { ids, done: 0, initial: None, begun: false, checkpoint: None, place, work }
     }
 
     pub fn append(ids: Vec<u32>, place: Place, session: Loan, reply: Reply) -> Self {
@@ -50,9 +73,15 @@ impl Sequence {
             done: 0,
             initial,
             begun: false,
+            checkpoint: None,
             place,
             work: Work::Append { session, context, tokens, reply },
         }
+    }
+
+    pub fn cache_prefix(ids: Vec<u32>, place: Place, reply: Reply) -> Self {
+        let tokens = ids.len();
+        Self { checkpoint: Some(tokens), ..Self::new(ids, place, Work::CachePrefix { tokens, reply }) }
     }
 
     pub fn score(ids: Vec<u32>, place: Place, reply: Reply) -> Self {
@@ -100,6 +129,7 @@ impl Sequence {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             prompt_tokens: ids.len(),
+            cached_tokens: 0,
             admitted: None,
             first_token: None,
             options,
@@ -107,15 +137,16 @@ impl Sequence {
             context,
             reply,
         };
-        Self { ids, done: 0, initial, begun: false, place, work: Work::Generate(Box::new(generation)) }
+        Self { initial, ..Self::new(ids, place, Work::Generate(Box::new(generation))) }
     }
 
     pub fn is_cancelled(&self) -> bool {
         match &self.work {
             Work::Generate(generation) => generation.reply.is_cancelled(),
-            Work::Append { reply, .. } | Work::Forward { reply, .. } | Work::Score { reply, .. } => {
-                reply.is_cancelled()
-            }
+            Work::CachePrefix { reply, .. }
+            | Work::Append { reply, .. }
+            | Work::Forward { reply, .. }
+            | Work::Score { reply, .. } => reply.is_cancelled(),
             Work::Embed { group, .. } => group.is_cancelled(),
         }
     }
@@ -142,6 +173,27 @@ impl Sequence {
 
     pub fn left(&self) -> usize {
         self.ids.len() - self.done
+    }
+
+    /// Tokens that the next step may compute: not beyond a state that is to be kept.
+    pub fn next(&self) -> usize {
+        match self.checkpoint {
+            Some(checkpoint) if checkpoint > self.done => checkpoint - self.done,
+            _ => self.left(),
+        }
+    }
+
+    /// How many of its first tokens may come from the prefix cache: it begins with a zero state, and needs nothing of
+    /// them but the state after them.
+    pub fn cacheable(&self) -> usize {
+        let fresh = self.initial.is_none() && !self.begun && self.done == 0;
+        match self.work {
+            Work::CachePrefix { .. } if fresh => self.ids.len(),
+            Work::Generate(_) | Work::Append { .. } | Work::Forward { all: false, .. } if fresh => {
+                self.ids.len().saturating_sub(1)
+            }
+            _ => 0,
+        }
     }
 
     /// Ends it because its user wants no more. What a session has generated so far stays in it: `initial` is its
@@ -171,7 +223,9 @@ impl Sequence {
                 drop(session);
                 reply.finish(Err(error));
             }
-            Work::Forward { reply, .. } | Work::Score { reply, .. } => reply.finish(Err(error)),
+            Work::CachePrefix { reply, .. } | Work::Forward { reply, .. } | Work::Score { reply, .. } => {
+                reply.finish(Err(error));
+            }
             Work::Embed { group, .. } => group.fail(error),
         }
     }

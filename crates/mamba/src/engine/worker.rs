@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::decode::Decode;
 use super::pace::Pace;
+use super::prefix::Prefixes;
 use super::queue::Queue;
 use super::sequence::Sequence;
 use super::{Life, LoadOptions, ModelInfo};
@@ -53,6 +54,7 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) waiting: Queue<Sequence>,
     /// Those whose consumers want no more for now. They have no slot.
     pub(super) resting: Vec<Sequence>,
+    pub(super) prefixes: Option<Prefixes>,
     pub(super) pace: Pace,
     pub(super) max_stall: Duration,
     pub(super) running: Vec<Running>,
@@ -82,7 +84,11 @@ impl<B: Backend> Worker<B> {
             None => (tokens, LOGIT_ROWS, 0),
         };
         let workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
-        let slots = Slots::new(&mut backend, &info.spec, count + spare)?;
+        let kept = options.kept_on_device(&info, backend.has_own_memory())?;
+        let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;
+        let kept = (count + spare..slots.count()).collect();
+        let prefixes =
+            (options.prefix_cache > 0).then(|| Prefixes::new(options.prefix_cache, info.state_bytes, kept));
         let pooled = backend.alloc(slots.count() * info.config.d_model, "pooled hidden states")?;
         Ok(Self {
             backend,
@@ -97,6 +103,7 @@ impl<B: Backend> Worker<B> {
             life,
             waiting: Queue::new(),
             resting: Vec::new(),
+            prefixes,
             pace: Pace::default(),
             max_stall: options.max_stall,
             running: Vec::new(),
@@ -179,6 +186,7 @@ impl<B: Backend> Worker<B> {
         let plan =
             self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool(&plan)?;
+        self.keep_prefixes()?;
         Ok((prompt_tokens, self.hand_out()?))
     }
 

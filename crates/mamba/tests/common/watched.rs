@@ -59,13 +59,19 @@ pub struct Watched {
     cpu: Cpu,
     window: Arc<Window>,
     vocab: usize,
+    own_memory: bool,
 }
 
 /// A small model of random weights, and the window on it.
 pub fn watched(options: &LoadOptions) -> (Mamba, Arc<Window>) {
+    watched_with(options, false)
+}
+
+/// The same on what says that it has memory of its own.
+pub fn watched_with(options: &LoadOptions, own_memory: bool) -> (Mamba, Arc<Window>) {
     let config = Config::from_json(r#"{"d_model": 16, "n_layer": 2, "vocab_size": 72}"#).unwrap();
     let window = Arc::new(Window::default());
-    let backend = Watched { cpu: Cpu::new(1).unwrap(), window: window.clone(), vocab: 72 };
+    let backend = Watched { cpu: Cpu::new(1).unwrap(), window: window.clone(), vocab: 72, own_memory };
     let checkpoint = Checkpoint::random(config, 7);
     let model =
         Mamba::with_backend(backend, 1, &checkpoint, None, options, &Cancel::default(), &mut |_| {}).unwrap();
@@ -82,6 +88,10 @@ impl Backend for Watched {
 
     fn name(&self) -> &'static str {
         "watched"
+    }
+
+    fn has_own_memory(&self) -> bool {
+        self.own_memory
     }
 
     fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer> {
