@@ -153,6 +153,12 @@ pub trait Backend: Sized + Send + 'static {
         512
     }
 
+    /// Whether it computes in memory of its own, so that states which are needed again are better kept there than in the
+    /// host's.
+    fn has_own_memory(&self) -> bool {
+        false
+    }
+
     /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.
     ///
     /// # Errors

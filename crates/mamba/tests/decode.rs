@@ -161,3 +161,31 @@ fn a_panicking_callback_ends_what_was_running_and_no_more() {
     let again = said(events(&start(&ahead, request(3), Cancel::default())));
     assert_eq!(again, said(events(&start(&host(4), request(3), Cancel::default()))));
 }
+
+/// One that rests has no row and no slot; it goes on where it was, again and again.
+#[test]
+fn one_that_rests_goes_on_where_it_was() {
+    let ahead = ahead(1);
+    let options = GenerateOptions { max_tokens: 60, ignore_eos: true, stream: true, ..Default::default() };
+    let task = Task::Generate { prompt: Input::Text("The ship".into()), options };
+    let whole = said(events(&start(&ahead, task.clone(), Cancel::default())));
+    let control = Cancel::default();
+    let (sender, receiver) = mpsc::channel();
+    let (rest, mut seen) = (control.clone(), 0);
+    let slow = move |event| {
+        seen += 1;
+        if seen % 7 == 0 {
+            rest.pause(true);
+        }
+        drop(sender.send(event));
+    };
+    ahead.submit(task, control.clone(), slow).unwrap();
+    let mut all = Vec::new();
+    while !matches!(all.last(), Some(Event::Done(_) | Event::Failed(_))) {
+        // With one slot in all, it is answered only if the other one rests, or has ended.
+        events(&start(&ahead, request(5), Cancel::default()));
+        all.extend(receiver.try_iter());
+        control.pause(false);
+    }
+    assert_eq!(said(all), whole);
+}

@@ -82,6 +82,10 @@ impl Backend for Cuda {
         4096
     }
 
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+
     fn alloc(&mut self, len: usize, what: &str) -> Result<Buffer> {
         self.device.alloc(len, Float::F32).map_err(|error| convert(error, what))
     }
