@@ -6,6 +6,7 @@
 //! generation capacity SHAPE DTYPE BATCH          a step with so many sequences
 //! generation load SHAPE DTYPE SECONDS            requests at random times, at 70 % and at 100 % of capacity
 //! generation same SHAPE                          in f32: each answer in company against the request alone
+//! generation ops SHAPE DTYPE TOKENS SEQUENCES    each operation of a layer, of a batch of prompts
 //! generation embed SHAPE DTYPE                   texts of 32, 128, 512 tokens and of mixed lengths
 //! ```
 //! Every line that it prints is a JSON object. Floors are those of `shared` bandwidth and product rate, measured first.
@@ -13,6 +14,7 @@
 mod embed;
 mod load;
 mod machine;
+mod ops;
 mod throughput;
 mod weights;
 
@@ -35,7 +37,8 @@ fn main() {
         Some("capacity") => throughput::capacity(shape, dtype, number(3, 256)),
         Some("load") => load::run(shape, dtype, number(3, 10) as f64),
         Some("same") => load::same_as_alone(shape),
+        Some("ops") => ops::run(shape, dtype, number(3, 4096), number(4, 2)),
         Some("embed") => embed::run(shape, dtype),
-        other => panic!("no measurement {other:?}: machine, throughput, capacity, load, same or embed"),
+        other => panic!("no measurement {other:?}: machine, throughput, capacity, load, same, ops or embed"),
     }
 }
