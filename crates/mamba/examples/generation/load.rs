@@ -92,7 +92,7 @@ pub fn run(shape: &str, dtype: DType, seconds: f64) {
     let full = serve(&model, &vec![0.0; count]);
     let capacity = count as f64 / full.seconds;
     report(shape, dtype, "all at once", count, capacity, full);
-    for load in [0.7, 1.0] {
+    for load in [0.5, 0.7, 1.0] {
         let rate = capacity * load;
         let (mut at, mut arrivals) = (0.0, Vec::new());
         while at < seconds {
@@ -103,7 +103,7 @@ pub fn run(shape: &str, dtype: DType, seconds: f64) {
         report(
             shape,
             dtype,
-            &format!("{} % of capacity", (load * 100.0) as u32),
+            &format!("{} % of capacity", (load * 100.0_f64).round() as u32),
             arrivals.len(),
             rate,
             round,

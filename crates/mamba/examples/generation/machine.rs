@@ -8,7 +8,7 @@ use mamba::checkpoint::Tensor;
 use mamba::cuda::Cuda;
 use serde_json::json;
 
-/// The card's name; bytes of device-to-device copies (read and written) a second; floating-point operations of a product
+/// The card's name and driver; bytes of device-to-device copies (read and written) a second; floating-point operations of a product
 /// of 8192 × 8192 matrices a second, bf16 and f16; bytes that are free.
 pub fn print() {
     let mut rates = Vec::new();
@@ -39,10 +39,16 @@ pub fn print() {
     println!(
         "{}",
         json!({
-            "what": "machine", "card": name, "free_bytes": free, "copy_tb_s": copy * 1e-12,
+            "what": "machine", "card": name, "driver": driver(), "free_bytes": free, "copy_tb_s": copy * 1e-12,
             "bf16_tflops": rates[0] * 1e-12, "f16_tflops": rates[1] * 1e-12,
         })
     );
+}
+
+fn driver() -> String {
+    let query = ["--query-gpu=driver_version", "--format=csv,noheader"];
+    let output = std::process::Command::new("nvidia-smi").args(query).output().expect("nvidia-smi");
+    String::from_utf8_lossy(&output.stdout).trim().into()
 }
 
 /// Seconds of one run, the best of three times `count` in a row.

@@ -79,7 +79,7 @@ impl Backend for Cuda {
     }
 
     fn prefill_chunk(&self) -> usize {
-        4096
+        8192
     }
 
     fn has_own_memory(&self) -> bool {
