@@ -6,6 +6,7 @@
 //! it, so results are only there after [`Backend::read`].
 
 use crate::checkpoint::Tensor;
+use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::causal_conv1d::CausalConv1d;
@@ -215,4 +216,14 @@ pub trait Backend: Sized + Send + 'static {
 
     /// `out[i] = log_softmax(logits[i])[targets[i]]`, computed without overflow; logits [n, vocab].
     fn token_logprobs(&mut self, logits: View<Self::Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()>;
+
+    /// A table of `rows` rows for sequences in slots 0 to `slots` - 1, where this backend chooses tokens itself; `None`
+    /// where the host does.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn decoder(&mut self, rows: usize, vocab: usize, slots: usize) -> Result<Option<Box<dyn Decoder<Self>>>> {
+        let _ = (rows, vocab, slots);
+        Ok(None)
+    }
 }

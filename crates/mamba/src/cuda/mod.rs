@@ -6,6 +6,8 @@
 //! where channels are few, sequences are cut in time to fill the device; results then agree to 1e-5 (f32). With
 //! [`Cuda::deterministic`] neither is so, and results are equal to the bit in any batch.
 
+mod decoder;
+
 use mamba_kernels as kernels;
 use mamba_kernels::linear::{Product, Weight};
 use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
@@ -13,6 +15,7 @@ use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
 use crate::backend::{Backend, Batch, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
 use crate::config::NormKind;
+use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::causal_conv1d::CausalConv1d;
@@ -205,6 +208,14 @@ impl Backend for Cuda {
 
     fn token_logprobs(&mut self, logits: View<Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()> {
         kernels::logprobs::token_logprobs(&self.device, rows(logits), targets, out).map_err(failed)
+    }
+
+    /// `None` with [`Cuda::deterministic`]: what cuts sequences and fills up rows cannot be recorded.
+    fn decoder(&mut self, rows: usize, vocab: usize, slots: usize) -> Result<Option<Box<dyn Decoder<Self>>>> {
+        match self.deterministic {
+            true => Ok(None),
+            false => Ok(Some(Box::new(decoder::Table::new(self, rows, vocab, slots)?))),
+        }
     }
 }
 

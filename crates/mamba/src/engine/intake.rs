@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::request::{Cancel, EmbedOptions, Event, GenerateOptions, Input, Output, Pooling, Task};
+use super::sequence::{Sequence, Work};
 use super::session::{Loan, new_seed};
-use super::worker::{Message, Sequence, Work};
+use super::worker::Message;
 use super::{Life, ModelInfo, Permit};
 use crate::error::{Error, Result};
 use crate::text::{StopMatcher, Tokenizer};

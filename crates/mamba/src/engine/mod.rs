@@ -2,8 +2,13 @@
 //! admission and retirement at every step, chunked prefill, decoding of all running sequences together.
 //! Generation, sessions, scores and embeddings are its clients; there is no other way to the model.
 
+mod decode;
+mod generation;
 mod intake;
+mod output;
 mod request;
+mod schedule;
+mod sequence;
 mod session;
 mod worker;
 
