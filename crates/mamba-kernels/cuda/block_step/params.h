@@ -2,32 +2,45 @@
 // between).
 //
 // One token of each of R sequences: row i of every activation belongs to sequence i. Four kernels a layer, and one for
-// the head, each launched with programmatic stream serialization behind the one before (the step's first kernel, the
+// the head, each launched with programmatic stream serialization behind the one before. The step's first kernel, the
 // embedding's, is launched plainly; so what an earlier step wrote, the slots' states and lists, is there before any of
-// these begins, and may be read before wait_for_previous). "dtype" is the type of the kernel's instance:
-// __nv_bfloat16 or __half; in <kernel>_<dtype>_<tiles> up to 8 * tiles rows are computed.
+// these begins, and may be read before wait_for_previous. "dtype" is the type of the kernel's instance: __nv_bfloat16 or
+// __half; in <kernel>_<dtype>_<tiles> up to 8 * tiles rows are computed. Compute capability 9.0 and later.
 //
-// Launch                          grid                                          block  dynamic shared memory
-//   step_in_proj_<dtype>_<tiles>  (any, best one or two a multiprocessor)       256    step_norm_shared(...)
-//   step_x_proj_<dtype>_<tiles>   (ceil(W / 16), splits)                        256    step_stream_shared(kStepShort, tiles)
-//   step_scan_<dtype>             (E / 32, ceil(R / 8))                         256    0
-//   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))                          256    step_stream_shared(kStepDeep, tiles)
-//   step_head_<dtype>_<tiles>     as in_proj                                    256    step_norm_shared(...)
+// Launch                          grid                         block  dynamic shared memory
+//   step_in_proj_<dtype>_<tiles>  (step_blocks(2E, ...))       256    step_norm_shared(...)
+//   step_x_proj_<dtype>_<tiles>   (ceil(W / 16), kStepSplits)  256    8192 * kStepShort
+//   step_scan_<dtype>             (E / 32, ceil(R / 8))        256    0
+//   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
+//   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
 #pragma once
 
-constexpr int kStepDeep = 8;   // chunks of 32 inputs that a warp has under way
-constexpr int kStepShort = 2;
-constexpr int kStepSplit = 512; // inputs of a block of x_proj
+// Chunks of 32 inputs that a warp has under way, 8192 bytes of shared memory each.
+constexpr int kStepWide = 12;  // in_proj, head
+constexpr int kStepDeep = 10; // out_proj
+constexpr int kStepShort = 3; // x_proj
+constexpr int kStepSplits = 8; // blocks that share x_proj's inputs: a cluster
 constexpr int kStepStates = 16; // N
 constexpr int kStepChannels = 32; // of a block of the scan
 
-// Bytes of shared memory of kernels that normalize first: the weights' ring, and the normalized rows.
-constexpr int step_norm_shared(int rows, int channels) { // rows are padded so that eight of them lie in different banks
-    return kStepDeep * 8192 + rows * (2 * channels + 64);
+// Bytes of a ring of so many chunks; `chunks` are what a warp reads in all.
+constexpr int step_ring(int depth, int chunks) {
+    return 8192 * (chunks < depth ? chunks : depth);
 }
-// Of the others: the ring of weights and activations.
-constexpr int step_stream_shared(int depth, int tiles) {
-    return depth * (8192 + 4096 * tiles);
+// Chunks of a warp in a tile of 16 outputs.
+constexpr int step_chunks(int inputs) {
+    return (inputs + 255) / 256;
+}
+// Blocks of kernels that normalize first: a tile each, where two of them on a multiprocessor suffice.
+constexpr int step_blocks(int outputs, int multiprocessors) {
+    const int tiles = (outputs + 15) / 16;
+    return tiles <= 2 * multiprocessors ? tiles : multiprocessors;
+}
+// Bytes of shared memory of kernels that normalize first: the ring, the normalized rows, the norm's weight, and the rows'
+// sums of squares.
+constexpr int step_norm_shared(int tiles, int channels, int outputs, int blocks) {
+    const int of_block = ((outputs + 15) / 16 + blocks - 1) / blocks;
+    return step_ring(kStepWide, of_block * step_chunks(channels)) + step_chunks(channels) * 4096 * tiles + 4 * channels + 2 * tiles * channels;
 }
 
 // RMSNorm, in_proj, and of x the convolution's step: rows 0 to E of the weight give x, from which u = SiLU(bias + sum
@@ -37,6 +50,7 @@ struct StepInProj {
     const void *weight;      // dtype [2E, d_model]
     const float *residual;   // [R, d_model]
     const float *norm;       // [d_model]
+    const float *sums;       // [d_model / 16, R]: of each 16 channels the sum of squares, or null in the first layer
     void *u;                 // dtype [R, E]
     void *z;                 // dtype [R, E], rows z_stride apart
     const float *conv_weight; // [d_conv, E]
@@ -46,11 +60,11 @@ struct StepInProj {
     const int *fresh;        // [R]; not 0: begins at zero, the slot's content is not read
     long long slot_stride, z_stride;
     int rows;                // R
-    int d_model;
+    int d_model;             // a multiple of 16
     int channels;            // E, a multiple of 32
     int d_conv;              // 2 to 4
     float eps;
-    int ahead;               // tiles of 16 outputs that a block asks the L2 for, beyond its ring, before it begins
+    int reserved;
 };
 
 // RMSNorm and the head: logits = norm(residual) * weight^T.
@@ -58,28 +72,27 @@ struct StepHead {
     const void *weight;    // dtype [vocab, d_model]
     const float *residual; // [R, d_model]
     const float *norm;     // [d_model]
+    const float *sums;     // as above
     float *logits;         // [R, vocab]
     int rows;
     int d_model;
     int vocab;
-    int ahead;
     float eps;
-    int reserved;
 };
 
-// dt, B and C, unfinished: block (i, s) of the grid sums kStepSplit inputs. Whoever reads them adds up the splits.
+// dt, B and C.
 struct StepXProj {
     const void *weight; // dtype [W, E]
     const void *u;      // dtype [R, E]
-    float *partial;     // [splits, R, W]
-    int rows, inputs, outputs;
+    float *dt_b_c;      // [R, W]
+    int rows, inputs, outputs; // R, E, W = dt_rank + 2N
     int reserved;
 };
 
 // dt_proj, softplus, the scan's step and the gate: h = exp(step * A) * h + step * B * u, y = (C h + D u) * SiLU(z).
 struct StepScan {
     const void *weight;      // dtype [E, dt_rank]: dt_proj
-    const float *partial;    // [splits, R, dt_rank + 2N] of dt, B, C
+    const float *dt_b_c;     // [R, dt_rank + 2N]
     const void *u;           // dtype [R, E]
     const void *z;           // dtype [R, E], rows z_stride apart
     void *y;                 // dtype [R, E]
@@ -93,7 +106,7 @@ struct StepScan {
     int rows;                // R
     int channels;            // E
     int dt_rank;             // a multiple of 8, at most 256
-    int splits;
+    int reserved;
 };
 
 // out_proj, added to the residual.
@@ -101,6 +114,7 @@ struct StepOutProj {
     const void *weight; // dtype [d_model, E]
     const void *y;      // dtype [R, E]
     float *residual;    // [R, d_model]
+    float *sums;        // [d_model / 16, R]: of each 16 channels of the new residual the sum of squares
     int rows, inputs, outputs;
     int reserved;
 };

@@ -54,29 +54,27 @@ template <class T> __device__ __forceinline__ void scan(const StepScan &p) {
         z = load_fresh_one(static_cast<const T *>(p.z) + row * p.z_stride + c);
     }
     const int width = p.dt_rank + 2 * kStepStates;
+#pragma unroll 2
     for (int i = threadIdx.x; i < rows * width; i += kThreads) {
         const int r = i / width, j = i % width;
-        const float *from = p.partial + (long long)(first_row + r) * width + j;
-        float sum = 0.f;
-#pragma unroll 4
-        for (int s = 0; s < p.splits; s++) sum += __ldcg(from + (long long)s * p.rows * width);
-        if (j < p.dt_rank) s_dt[r][j] = from_float<T>(sum);
-        else s_bc[r][j - p.dt_rank] = sum;
+        const float x = __ldcg(p.dt_b_c + (long long)(first_row + r) * width + j);
+        if (j < p.dt_rank) s_dt[r][j] = from_float<T>(x);
+        else s_bc[r][j - p.dt_rank] = x;
     }
     __syncthreads();
-    float acc[4] = {};
+    Sum sum;
 #pragma unroll
     for (int i = 0; i < kChunks; i++) {
         const int k = (i * 4 + quarter) * 32 + lane % 4 * 8;
         uint4 x{};
         if (k < p.dt_rank && g < rows) x = *reinterpret_cast<const uint4 *>(&s_dt[g][k]);
-        multiply<T>(acc, low[i], high[i], x);
+        multiply<T>(sum, low[i], high[i], x);
     }
     {
         float(&s)[kRows][kStepChannels + 1] = s_delta_parts[quarter];
         const int q = lane % 4;
-        s[2 * q][tile * 16 + g] = acc[0], s[2 * q + 1][tile * 16 + g] = acc[1];
-        s[2 * q][tile * 16 + g + 8] = acc[2], s[2 * q + 1][tile * 16 + g + 8] = acc[3];
+        s[2 * q][tile * 16 + g] = sum[0], s[2 * q + 1][tile * 16 + g] = sum[1];
+        s[2 * q][tile * 16 + g + 8] = sum[2], s[2 * q + 1][tile * 16 + g + 8] = sum[3];
     }
     __syncthreads();
     if (warp < rows) {

@@ -33,10 +33,8 @@ STEP_TABLE(__nv_bfloat16, bf16)
 STEP_TABLE(__half, f16)
 
 static int multiprocessors;
-static int env(const char *name, int otherwise) { return std::getenv(name) ? std::atoi(std::getenv(name)) : otherwise; }
-
 template <class P> void launch(Kernel<P> kernel, dim3 grid, int bytes, cudaStream_t stream, const P &p, bool behind = true) {
-    if (bytes > 48 << 10) CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -51,7 +49,6 @@ struct Shape {
     int d_model, channels, dt_rank, layers, vocab, d_conv = 4;
     bool conv_bias = true;
     int width() const { return dt_rank + 2 * kStepStates; }
-    int splits() const { return ceil_div(channels, kStepSplit); }
 };
 
 // The weights of a layer.
@@ -77,38 +74,41 @@ template <class T> struct Step {
     Shape s;
     int rows;
     Pool pool;
-    float *residual, *partial, *logits;
+    float *residual, *dt_b_c, *logits, *sums;
     T *u, *xz, *y;
     int *slots, *fresh;
     Step(const Shape &s, int rows, const std::vector<int> &slots_, const std::vector<int> &fresh_) : s(s), rows(rows) {
         residual = pool.normal<float>((size_t)rows * s.d_model, 5, 2.f);
-        partial = pool.get<float>((size_t)s.splits() * rows * s.width());
+        dt_b_c = pool.get<float>((size_t)rows * s.width());
+        sums = pool.get<float>((size_t)rows * s.d_model / 16);
         logits = pool.get<float>((size_t)rows * s.vocab);
         u = pool.get<T>((size_t)rows * s.channels), y = pool.get<T>((size_t)rows * s.channels), xz = pool.get<T>((size_t)rows * 2 * s.channels);
         slots = pool.of(slots_), fresh = pool.of(fresh_);
     }
     int tiles() const { return ceil_div(rows, 8); }
-    StepInProj in_proj(const Layer<T> &l, float *state, long long slot) const {
-        return {l.in_proj, residual, l.norm, u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv, 1e-5f, env("AHEAD", 0)};
+    StepInProj in_proj(const Layer<T> &l, float *state, long long slot, bool first = true) const {
+        return {l.in_proj, residual, l.norm, first ? nullptr : sums, u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv, 1e-5f, 0};
     }
-    StepXProj x_proj(const Layer<T> &l) const { return {l.x_proj, u, partial, rows, s.channels, s.width(), 0}; }
+    StepXProj x_proj(const Layer<T> &l) const { return {l.x_proj, u, dt_b_c, rows, s.channels, s.width(), 0}; }
     StepScan scan(const Layer<T> &l, float *state, long long slot) const {
-        return {l.dt_proj, partial, u, xz + s.channels, y, l.a, l.d, l.delta_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.channels, s.dt_rank, s.splits()};
+        return {l.dt_proj, dt_b_c, u, xz + s.channels, y, l.a, l.d, l.delta_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.channels, s.dt_rank, 0};
     }
-    StepOutProj out_proj(const Layer<T> &l) const { return {l.out_proj, y, residual, rows, s.channels, s.d_model, 0}; }
+    StepOutProj out_proj(const Layer<T> &l) const { return {l.out_proj, y, residual, sums, rows, s.channels, s.d_model, 0}; }
     void run_in(const StepInProj &p, cudaStream_t stream, bool behind = true) const {
-        launch(Kernels<T>::in_proj[tiles() - 1], std::min(ceil_div(2 * s.channels, 16), multiprocessors * env("IN", 1)), step_norm_shared(rows, s.d_model), stream, p, behind);
+        const int n = step_blocks(2 * s.channels, multiprocessors);
+        launch(Kernels<T>::in_proj[tiles() - 1], n, step_norm_shared(tiles(), s.d_model, 2 * s.channels, n), stream, p, behind);
     }
     void run_x(const StepXProj &p, cudaStream_t stream) const {
-        launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), s.splits()), step_stream_shared(kStepShort, tiles()), stream, p);
+        launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), kStepSplits), 8192 * kStepShort, stream, p);
     }
     void run_scan(const StepScan &p, cudaStream_t stream) const { launch(Kernels<T>::scan, dim3(s.channels / 32, ceil_div(rows, 8)), 0, stream, p); }
     void run_out(const StepOutProj &p, cudaStream_t stream) const {
-        launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_stream_shared(kStepDeep, tiles()), stream, p);
+        launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_ring(kStepDeep, step_chunks(s.channels)), stream, p);
     }
     void run_head(const T *weight, const float *norm, cudaStream_t stream, bool behind = true) const {
-        const StepHead p{weight, residual, norm, logits, rows, s.d_model, s.vocab, env("AHEAD", 0), 1e-5f, 0};
-        launch(Kernels<T>::head[tiles() - 1], std::min(ceil_div(s.vocab, 16), multiprocessors * env("HEAD", 1)), step_norm_shared(rows, s.d_model), stream, p, behind);
+        const StepHead p{weight, residual, norm, sums, logits, rows, s.d_model, s.vocab, 1e-5f};
+        const int n = step_blocks(s.vocab, multiprocessors);
+        launch(Kernels<T>::head[tiles() - 1], n, step_norm_shared(tiles(), s.d_model, s.vocab, n), stream, p, behind);
     }
 };
 
@@ -133,6 +133,8 @@ template <class T> Values normalized(const Values &residual, const Values &norm,
     return hidden;
 }
 double silu(double x) { return x / (1 + std::exp(-x)); }
+
+std::vector<float> narrow_of(const Values &v) { return {v.begin(), v.end()}; }
 
 // f32 results of products: sums in f32. Those of a norm's output: where an element lies next to the middle of two values
 // of T, it may be rounded the other way.
@@ -178,9 +180,7 @@ template <class T> void check(const Shape &s, int rows) {
     c.within("conv_state", after, expected, kNormSum);
 
     step.run_x(step.x_proj(layer), 0);
-    const Values parts = wide(fetch(step.partial, (size_t)s.splits() * rows * s.width()));
-    Values dt_b_c((size_t)rows * s.width());
-    for (size_t i = 0; i < parts.size(); i++) dt_b_c[i % dt_b_c.size()] += parts[i];
+    const Values dt_b_c = wide(fetch(step.dt_b_c, (size_t)rows * s.width()));
     c.within("dt, B, C", dt_b_c, product(u_found, wide(fetch(layer.x_proj, (size_t)s.width() * E)), rows, E, s.width()), kSum);
 
     expected = after;
@@ -218,13 +218,19 @@ template <class T> void check(const Shape &s, int rows) {
     const Values last = normalized<T>(new_residual, wide(fetch(layer.norm, s.d_model)), rows, s.d_model);
     c.within("logits", wide(fetch(step.logits, (size_t)rows * s.vocab)), product(last, wide(fetch(weight, (size_t)s.vocab * s.d_model)), rows, s.d_model, s.vocab), kNormSum);
 
+    // The sums that out_proj left, and those made anew, normalize alike.
+    step.run_in(step.in_proj(layer, state, slot, true), 0);
+    const Values u_first = wide(fetch(step.u, (size_t)rows * E));
+    CHECK(cudaMemcpy(state, narrow_of(after).data(), after.size() * 4, cudaMemcpyHostToDevice));
+    step.run_in(step.in_proj(layer, state, slot, false), 0);
+    c.require("sums as out_proj's", same_bits(u_first, wide(fetch(step.u, (size_t)rows * E))));
+
     // One row alone has the bits that it has in company.
     if (rows > 1) {
         const int r = rows - 1;
         Step<T> alone(s, 1, {slots[r]}, {fresh[r]});
         float *again = pool.get<float>(before.size());
-        std::vector<float> narrow(before.begin(), before.end());
-        CHECK(cudaMemcpy(again, narrow.data(), narrow.size() * 4, cudaMemcpyHostToDevice));
+        CHECK(cudaMemcpy(again, narrow_of(before).data(), before.size() * 4, cudaMemcpyHostToDevice));
         std::vector<float> own(residual.begin() + (size_t)r * s.d_model, residual.begin() + (size_t)(r + 1) * s.d_model);
         CHECK(cudaMemcpy(alone.residual, own.data(), own.size() * 4, cudaMemcpyHostToDevice));
         alone.run_in(alone.in_proj(layer, again, slot), 0), alone.run_x(alone.x_proj(layer), 0);
@@ -239,7 +245,7 @@ template <class T> void check(const Shape &s, int rows) {
 }
 
 void check_all(bool small) {
-    const Shape odd{"odd", 136, 96, 24, 1, 84, 3, false}, tiny{"130m/4", 192, 384, 16, 1, 500};
+    const Shape odd{"odd", 144, 96, 24, 1, 84, 3, false}, tiny{"130m/4", 192, 384, 16, 1, 500};
     for (int rows : {1, 3, 8, 9, 16}) check<__nv_bfloat16>(odd, rows), check<__half>(odd, rows);
     check<__half>(tiny, 5);
     if (small) return;
@@ -265,7 +271,7 @@ template <class T> void time_shape(Timer &timer, Report &report, const Shape &s,
         auto all = [&](cudaStream_t stream, int which) {
             for (int i = 0; i < s.layers; i++) {
                 float *conv = state + (long long)i * (s.d_conv - 1 + kStepStates) * E;
-                if (which & 1) step.run_in(step.in_proj(*layers[i], conv, slot), stream, i > 0 || which != 31);
+                if (which & 1) step.run_in(step.in_proj(*layers[i], conv, slot, i == 0 && which != 1), stream, i > 0 || which != 31);
                 if (which & 2) step.run_x(step.x_proj(*layers[i]), stream);
                 if (which & 4) step.run_scan(step.scan(*layers[i], conv + (s.d_conv - 1) * E, slot), stream);
                 if (which & 8) step.run_out(step.out_proj(*layers[i]), stream);
