@@ -1,6 +1,6 @@
 //! A card: its context, one stream, the kernels and cuBLAS.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use cudarc::driver::{CudaContext, CudaStream, result};
 use crate::batch::Spare;
 use crate::buffer::{Buffer, Float, Ints, Memory};
 use crate::error::{Error, Result};
+use crate::upload::Pieces;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
@@ -35,6 +36,7 @@ pub struct Device {
     /// With the most shared memory that a launch of it asked for so far.
     kernels: RefCell<HashMap<Kernel, (CUfunction, u32)>>,
     spare: Spare,
+    pieces: RefCell<Pieces>,
     workspace: RefCell<Option<Buffer>>,
     modules: Modules,
     stream: Arc<CudaStream>,
@@ -226,6 +228,7 @@ impl Device {
             blas,
             kernels: RefCell::default(),
             spare: Spare::default(),
+            pieces: RefCell::default(),
             workspace: RefCell::default(),
             modules,
             stream,
@@ -290,6 +293,10 @@ impl Device {
             true => Err(Error::Refused(format!("{what} while launches are recorded"))),
             false => Ok(()),
         }
+    }
+
+    pub(crate) fn pieces(&self) -> RefMut<'_, Pieces> {
+        self.pieces.borrow_mut()
     }
 
     pub(crate) fn spare(&self) -> &Spare {

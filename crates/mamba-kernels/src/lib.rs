@@ -21,6 +21,7 @@ pub mod norm;
 pub mod pool;
 pub mod sampling;
 pub mod selective_scan;
+mod upload;
 
 pub use batch::Batch;
 pub use buffer::{Buffer, Float, Ints, Rows, RowsMut, States};

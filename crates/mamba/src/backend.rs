@@ -210,6 +210,12 @@ pub trait Backend: Sized + Send + 'static {
         512
     }
 
+    /// Whether it computes in memory of its own, so that states which are needed again are better kept there than in the
+    /// host's.
+    fn has_own_memory(&self) -> bool {
+        false
+    }
+
     /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.
     ///
     /// # Errors
@@ -229,6 +235,16 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Copies out of a buffer, from element `offset` on, once all work queued before is done.
     fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Copies `len` elements of a buffer from element `from` on to element `to` on. The ranges do not overlap.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`, `DEVICE_LOST`.
+    fn copy_within(&mut self, buffer: &mut Self::Buffer, from: usize, to: usize, len: usize) -> Result<()> {
+        let mut values = vec![0.0; len];
+        self.read(buffer, from, &mut values)?;
+        self.write(buffer, to, &values)
+    }
 
     /// Makes a matrix of weights `[out, in]` (row-major in the checkpoint), kept in `dtype`.
     fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Self::Weight>;

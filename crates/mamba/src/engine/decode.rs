@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 use crate::generate::Sampled;
 use crate::model::{Model, Slots, Workspace};
 
+/// Turns until sequences that enter have passed through what is queued.
+const UNSETTLED: usize = 4;
+
 /// The decoder and who is in its table.
 pub(super) struct Decode<B: Backend> {
     decoder: Box<dyn Decoder<B>>,
@@ -25,6 +28,8 @@ pub(super) struct Decode<B: Backend> {
     /// What was queued and not looked at, oldest first: for each the sequences that get a token (their row then, ticket).
     ahead: VecDeque<Vec<(usize, u64)>>,
     next_ticket: u64,
+    /// Turns until one is like the next again, after sequences entered.
+    unsettled: usize,
 }
 
 /// A sequence in a row of the table.
@@ -42,7 +47,7 @@ struct Decoding {
 
 impl<B: Backend> Decode<B> {
     pub fn new(decoder: Box<dyn Decoder<B>>) -> Self {
-        Self { decoder, rows: Vec::new(), ahead: VecDeque::new(), next_ticket: 0 }
+        Self { decoder, rows: Vec::new(), ahead: VecDeque::new(), next_ticket: 0, unsettled: 0 }
     }
 
     /// Slots that it needs behind those of the sequences.
@@ -58,6 +63,17 @@ impl<B: Backend> Decode<B> {
     /// How many sequences are decoded.
     pub fn len(&self) -> usize {
         self.rows.len()
+    }
+
+    /// How many turns ago the work was queued that the turn which ends now has waited for; `None` if turns are not alike.
+    pub fn lag(&mut self) -> Option<usize> {
+        self.unsettled = self.unsettled.saturating_sub(1);
+        (self.unsettled == 0 && !self.rows.is_empty()).then_some(1 + self.ahead.len())
+    }
+
+    /// Whether someone waits for each token of one of them.
+    pub fn streams(&self) -> bool {
+        self.rows.iter().any(|row| row.sequence.streams())
     }
 
     /// A step of all rows, of which the first `rows` of the table are in use, as one replayed graph from the second time
@@ -215,6 +231,7 @@ impl<B: Backend> Worker<B> {
         if !taking.is_empty() {
             decode.decoder.mark(&mut self.backend)?;
             decode.ahead.push_back(taking);
+            decode.unsettled = UNSETTLED;
         }
         Ok(())
     }
@@ -276,10 +293,13 @@ impl<B: Backend> Worker<B> {
             kept = generation.keep(&mut self.backend, &self.slots, row.slot);
         }
         let sequence = self.leave_decode(at)?;
-        match (kept, sequence.work) {
-            (Ok(()), Work::Generate(generation)) => generation.finish(reason),
-            (Err(error), work) => Sequence::new(Vec::new(), work).fail(error),
-            (Ok(()), _) => {}
+        match kept {
+            Err(error) => sequence.fail(error),
+            Ok(()) => {
+                if let Work::Generate(generation) = sequence.work {
+                    generation.finish(reason);
+                }
+            }
         }
         Ok(())
     }
@@ -294,18 +314,19 @@ impl<B: Backend> Worker<B> {
         Ok(row.sequence)
     }
 
-    /// Retires what was cancelled.
+    /// Retires what was cancelled, and lets go of those whose consumers do not keep up.
     pub(super) fn sweep_decode(&mut self) -> Result<()> {
+        let leaves = |row: &Decoding| {
+            row.sequence.is_cancelled() || (row.sequence.is_paused() && row.sequence.decodes())
+        };
         loop {
             let Some(decode) = &mut self.decode else { return Ok(()) };
-            let Some(at) = decode.rows.iter().position(|row| row.sequence.is_cancelled()) else {
-                return Ok(());
-            };
+            let Some(at) = decode.rows.iter().position(leaves) else { return Ok(()) };
             let Decoding { ticket, slot, .. } = decode.rows[at];
-            let has_session =
-                matches!(&decode.rows[at].sequence.work, Work::Generate(of) if of.session.is_some());
-            if has_session {
-                // What the session has generated stays in it: all that the state knows of, and the token after that.
+            let cancelled = decode.rows[at].sequence.is_cancelled();
+            let state_wanted = !cancelled || decode.rows[at].sequence.has_session();
+            if state_wanted {
+                // All that the state knows of is taken in, and the token after that.
                 while self
                     .decode
                     .as_ref()
@@ -316,14 +337,15 @@ impl<B: Backend> Worker<B> {
             }
             // It may have ended by itself meanwhile.
             let Some(at) = self.decode.as_ref().and_then(|decode| decode.find(at, ticket)) else { continue };
-            let mut sequence = self.leave_decode(at)?;
-            let mut kept = Ok(());
-            if let Work::Generate(generation) = &mut sequence.work
-                && !generation.tokens.is_empty()
-            {
-                kept = generation.keep(&mut self.backend, &self.slots, slot);
+            let sequence = self.leave_decode(at)?;
+            let state = match state_wanted && sequence.decodes() {
+                true => self.slots.read(&mut self.backend, slot).map(Some),
+                false => Ok(None),
+            };
+            match state {
+                Ok(state) => self.leave(sequence, state),
+                Err(error) => sequence.fail(error),
             }
-            sequence.fail(kept.err().unwrap_or(Error::Aborted));
         }
     }
 

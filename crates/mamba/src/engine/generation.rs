@@ -25,7 +25,9 @@ pub(crate) struct Generation {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<f32>,
     pub prompt_tokens: usize,
-    pub admitted: Instant,
+    pub cached_tokens: usize,
+    /// When it first got a slot.
+    pub admitted: Option<Instant>,
     pub first_token: Option<Instant>,
     pub reply: Reply,
 }
@@ -87,11 +89,12 @@ impl Generation {
     }
 
     pub fn finish(self, finish_reason: FinishReason) {
-        let first = self.first_token.unwrap_or(self.admitted);
+        let first = self.first_token.unwrap_or_else(Instant::now);
         let usage = Usage {
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
             completion_tokens: self.tokens.len(),
-            prefill_seconds: (first - self.admitted).as_secs_f64(),
+            prefill_seconds: self.admitted.map_or(0.0, |admitted| (first - admitted).as_secs_f64()),
             decode_seconds: first.elapsed().as_secs_f64(),
         };
         let Self { text, tokens, logprobs, .. } = self;

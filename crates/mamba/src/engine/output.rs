@@ -35,8 +35,8 @@ impl<B: Backend> Worker<B> {
         )
     }
 
-    /// Moves every sequence on and retires those that are done.
-    pub(super) fn hand_out(&mut self) -> Result<()> {
+    /// Moves every sequence on and retires those that are done. True if it has waited for the device.
+    pub(super) fn hand_out(&mut self) -> Result<bool> {
         // Next tokens of all sequences that generate, a batch of rows at a time.
         let mut rows: Vec<(usize, u32)> = Vec::new();
         for (i, running) in self.running.iter_mut().enumerate() {
@@ -85,7 +85,8 @@ impl<B: Backend> Worker<B> {
             }
         }
         entering.reverse();
-        self.enter_decode(entering)
+        self.enter_decode(entering)?;
+        Ok(!rows.is_empty())
     }
 
     pub(super) fn finish_generation(&mut self, i: usize, reason: FinishReason) -> Result<()> {
@@ -108,6 +109,7 @@ impl<B: Backend> Worker<B> {
         let done = sequence.done;
         match &mut sequence.work {
             Work::Generate(_) => return Ok(()),
+            Work::CachePrefix { .. } => {}
             Work::Append { context, .. } => {
                 if last {
                     context.state = Some(self.slots.read(&mut self.backend, slot)?.into());
@@ -143,6 +145,9 @@ impl<B: Backend> Worker<B> {
                     let logits =
                         View::dense(&self.workspace.logits, rows.len(), self.model.padded_vocab_size());
                     self.backend.token_logprobs(logits, &ids[first..first + rows.len()], &mut out)?;
+                    if let Some(at) = out.iter().position(|logprob| logprob.is_nan()) {
+                        return Err(Error::LogitsNotFinite { position: (first + at) as u64 });
+                    }
                     logprobs.extend(out);
                 }
             }
@@ -151,6 +156,9 @@ impl<B: Backend> Worker<B> {
                     let d_model = self.info.config.d_model;
                     let mut row = vec![0.0; d_model];
                     self.backend.read(&self.pooled, slot * d_model, &mut row)?;
+                    if row.iter().any(|x| !x.is_finite()) {
+                        return Err(Error::VectorNotFinite { index: *index });
+                    }
                     group.add(*index, done, &group.options.vector(row, done));
                 }
             }
@@ -160,6 +168,7 @@ impl<B: Backend> Worker<B> {
         }
         let sequence = self.retire(i);
         match sequence.work {
+            Work::CachePrefix { tokens, reply } => reply.finish(Ok(Output::Cached { tokens })),
             Work::Append { session, context, tokens, reply } => {
                 session.store(context);
                 drop(session);

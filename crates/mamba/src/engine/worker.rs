@@ -2,14 +2,17 @@
 //! decodes, a share of what is left of the chunk for every one that prefills), runs the model once, and hands
 //! out what came of it.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::decode::Decode;
-use super::sequence::{Sequence, Work};
+use super::pace::Pace;
+use super::prefix::Prefixes;
+use super::queue::Queue;
+use super::sequence::Sequence;
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
@@ -18,6 +21,9 @@ use crate::text::Tokenizer;
 
 /// Rows of logits that are computed at a time where many are asked for.
 pub(super) const LOGIT_ROWS: usize = 64;
+
+/// How often an engine with nothing else to do looks whether a consumer that paused wants more.
+const REST: Duration = Duration::from_millis(10);
 
 /// What reaches the engine.
 pub(crate) enum Message {
@@ -45,10 +51,12 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) tokenizer: Option<Tokenizer>,
     pub(super) messages: Receiver<Message>,
     pub(super) life: Arc<Life>,
-    pub(super) waiting: VecDeque<Sequence>,
-    /// Waiting texts to embed: there may be very many, so they take turns with what else waits.
-    pub(super) texts: VecDeque<Sequence>,
-    pub(super) texts_turn: bool,
+    pub(super) waiting: Queue<Sequence>,
+    /// Those whose consumers want no more for now. They have no slot.
+    pub(super) resting: Vec<Sequence>,
+    pub(super) prefixes: Option<Prefixes>,
+    pub(super) pace: Pace,
+    pub(super) max_stall: Duration,
     pub(super) running: Vec<Running>,
     /// Where the backend chooses tokens: sequences whose prompt is done.
     pub(super) decode: Option<Decode<B>>,
@@ -76,7 +84,11 @@ impl<B: Backend> Worker<B> {
             None => (tokens, LOGIT_ROWS, 0),
         };
         let workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
-        let slots = Slots::new(&mut backend, &info.spec, count + spare)?;
+        let kept = options.kept_on_device(&info, backend.has_own_memory())?;
+        let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;
+        let kept = (count + spare..slots.count()).collect();
+        let prefixes =
+            (options.prefix_cache > 0).then(|| Prefixes::new(options.prefix_cache, info.state_bytes, kept));
         let pooled = backend.alloc(slots.count() * info.config.d_model, "pooled hidden states")?;
         Ok(Self {
             backend,
@@ -89,9 +101,11 @@ impl<B: Backend> Worker<B> {
             tokenizer,
             messages,
             life,
-            waiting: VecDeque::new(),
-            texts: VecDeque::new(),
-            texts_turn: false,
+            waiting: Queue::new(),
+            resting: Vec::new(),
+            prefixes,
+            pace: Pace::default(),
+            max_stall: options.max_stall,
             running: Vec::new(),
             decode,
             free: (0..count).rev().collect(),
@@ -108,7 +122,12 @@ impl<B: Backend> Worker<B> {
             // A panic is a defect of ours. It ends what was running, not the process, nor the model.
             match catch_unwind(AssertUnwindSafe(|| worker.turn())) {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => worker.fail_running(|| copy_of(&error)),
+                Ok(Err(error)) => {
+                    worker.fail_running(|| copy_of(&error));
+                    if let Error::DeviceLost { .. } = error {
+                        worker.fail_waiting(|| copy_of(&error));
+                    }
+                }
                 Err(panic) => worker.fail_running(|| Error::panic(&*panic)),
             }
         }
@@ -119,50 +138,65 @@ impl<B: Backend> Worker<B> {
         self.sweep();
         self.admit();
         self.launch_decode()?;
-        self.step()?;
-        self.collect_decode()
+        let (prompt_tokens, waited) = self.step()?;
+        self.collect_decode()?;
+        let lag = if waited { Some(0) } else { self.decode.as_mut().and_then(Decode::lag) };
+        self.pace.turn(prompt_tokens, lag);
+        Ok(())
     }
 
     /// Takes in what has arrived, waiting for it when there is nothing else to do; false at the end.
     fn receive(&mut self) -> bool {
         loop {
-            let nobody = self.running.is_empty() && self.decoding() == 0;
-            let idle = nobody && self.waiting.is_empty() && self.texts.is_empty();
-            let message = if idle {
-                match self.messages.recv() {
-                    Ok(message) => message,
-                    Err(_) => return false,
-                }
-            } else {
-                match self.messages.try_recv() {
-                    Ok(message) => message,
-                    Err(_) => return !self.life.is_disposed(),
-                }
+            if self.life.is_disposed() {
+                return false;
+            }
+            let idle = self.running.is_empty() && self.decoding() == 0 && self.waiting.is_empty();
+            let message = match (idle, self.resting.is_empty()) {
+                (true, true) => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                (true, false) => self.messages.recv_timeout(REST),
+                (false, _) => self.messages.try_recv().map_err(|_| RecvTimeoutError::Timeout),
             };
             match message {
-                Message::Sequence(sequence) => match sequence.work {
-                    Work::Embed { .. } => self.texts.push_back(*sequence),
-                    _ => self.waiting.push_back(*sequence),
-                },
-                Message::Dispose => return false,
+                Ok(Message::Sequence(sequence)) => self.waiting.push(&sequence.place.clone(), *sequence),
+                Ok(Message::Dispose) => return false,
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) if self.resting.is_empty() => return false,
+                Err(RecvTimeoutError::Disconnected) => {
+                    std::thread::sleep(REST);
+                    return true;
+                }
             }
         }
     }
 
-    fn step(&mut self) -> Result<()> {
+    /// A step of those in `running`. Returns how many tokens of prompts it had, and whether it has waited for the device.
+    fn step(&mut self) -> Result<(usize, bool)> {
         if self.running.is_empty() {
-            return Ok(());
+            return Ok((0, false));
         }
         self.share_out();
         self.batch.clear();
+        let mut prompt_tokens = 0;
         for Running { sequence, slot, share } in &mut self.running {
             self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], *slot, !sequence.begun);
             sequence.begun = true;
+            prompt_tokens += if sequence.decodes() { 0 } else { *share };
         }
         let plan =
             self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool(&plan)?;
-        self.hand_out()
+        self.keep_prefixes()?;
+        Ok((prompt_tokens, self.hand_out()?))
+    }
+
+    /// Ends all that has come and has no slot.
+    fn fail_waiting(&mut self, error: impl Fn() -> Error) {
+        while let Ok(Message::Sequence(sequence)) = self.messages.try_recv() {
+            sequence.fail(error());
+        }
+        let waiting = self.waiting.take_out(|_| true);
+        waiting.into_iter().chain(self.resting.drain(..)).for_each(|sequence| sequence.fail(error()));
     }
 
     fn fail_running(&mut self, error: impl Fn() -> Error) {
