@@ -25,6 +25,8 @@ pub(super) struct Queue<T> {
     classes: [Class<T>; 3],
     /// The pass of whoever was served last.
     now: u64,
+    /// Was given back; the next to be served.
+    first: Option<T>,
     len: usize,
 }
 
@@ -38,7 +40,7 @@ struct Class<T> {
 impl<T> Queue<T> {
     pub fn new() -> Self {
         let class = || Class { pass: 0, turns: VecDeque::new(), waiting: HashMap::new() };
-        Self { classes: [class(), class(), class()], now: 0, len: 0 }
+        Self { classes: [class(), class(), class()], now: 0, first: None, len: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -63,7 +65,17 @@ impl<T> Queue<T> {
         waiting.push_back(item);
     }
 
+    /// Takes back what was served last: there is no place for it yet, and it is the next one.
+    pub fn give_back(&mut self, item: T) {
+        self.first = Some(item);
+        self.len += 1;
+    }
+
     pub fn pop(&mut self) -> Option<T> {
+        if let Some(first) = self.first.take() {
+            self.len -= 1;
+            return Some(first);
+        }
         let due = |priority: &Priority| self.classes[*priority as usize].pass;
         let waits = |priority: &Priority| !self.classes[*priority as usize].turns.is_empty();
         let priority = Priority::ALL.into_iter().filter(waits).min_by_key(due)?;
@@ -84,7 +96,7 @@ impl<T> Queue<T> {
 
     /// Takes out those for whom `leaves` holds.
     pub fn take_out(&mut self, mut leaves: impl FnMut(&T) -> bool) -> Vec<T> {
-        let mut out = Vec::new();
+        let mut out: Vec<T> = self.first.take_if(|first| leaves(first)).into_iter().collect();
         for Class { turns, waiting, .. } in &mut self.classes {
             for items in waiting.values_mut() {
                 if items.iter().any(&mut leaves) {

@@ -75,6 +75,9 @@ impl<B: Backend> Worker<B> {
     pub(super) fn admit(&mut self) {
         while let Some(slot) = self.free.last().copied() {
             let Some(mut sequence) = self.waiting.pop() else { return };
+            if !self.fits(&sequence) {
+                return self.waiting.give_back(sequence);
+            }
             match self.prepare(&mut sequence, slot) {
                 Ok(()) if sequence.left() == 0 => self.finish_without_tokens(sequence),
                 Ok(()) => {
@@ -89,6 +92,16 @@ impl<B: Backend> Worker<B> {
                 Err(error) => sequence.fail(error),
             }
         }
+    }
+
+    /// Whether a text to embed can be computed whole in the next step, beside the others; or alone. (Parts of many texts
+    /// would take no fewer steps, but more copies of states and shorter runs of tokens.)
+    fn fits(&self, sequence: &Sequence) -> bool {
+        let texts = self.running.iter().filter(|running| matches!(running.sequence.work, Work::Embed { .. }));
+        let tokens: usize = texts.map(|running| running.sequence.left()).sum();
+        !matches!(sequence.work, Work::Embed { .. })
+            || tokens == 0
+            || tokens + sequence.left() <= self.workspace.max_tokens()
     }
 
     /// Puts a sequence's state into its slot. It may be asked again after a failure.
