@@ -1,5 +1,5 @@
 import type { Context } from 'hono'
-import type { Completion, GeneratedToken } from '../generate.js'
+import type { Completion, GeneratedToken, GenerateOptions } from '../generate.js'
 import { answer, type Job, type Writer } from './answers.js'
 import { readBody } from './body.js'
 import type { Env, Exchange, ServedModel, ServerContext } from './context.js'
@@ -64,7 +64,7 @@ async function generations(
   prompt: string,
 ): Promise<Pick<Job, 'stream' | 'complete' | 'prompt' | 'done'>> {
   const stopTokens = chatTemplate!.endOfTurn(model.tokenizer)
-  const options = (index: number) => ({
+  const options = (index: number): GenerateOptions => ({
     ...generateOptions(body, index, exchange.signal),
     maxTokens: body.max_completion_tokens ?? body.max_tokens ?? context.limits.completionTokens,
     logprobs: body.top_logprobs ?? 0,

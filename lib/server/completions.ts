@@ -60,7 +60,7 @@ export async function completions(c: Context<Env>, context: ServerContext): Prom
       writers: indices.map(
         (index) => new CompletionWriter(index, body, names, echoes[Math.floor(index / n)]),
       ),
-      needsTokens: body.logprobs != null,
+      needsTokens: body.logprobs != null && body.max_tokens !== 0,
       ...(await generations(c, context, exchange, served, body, prompts)),
     })
   })

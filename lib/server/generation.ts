@@ -1,4 +1,5 @@
 // What /v1/completions and /v1/chat/completions have in common: options, several answers at once, their tokens.
+import { randomInt } from 'node:crypto'
 import type { Completion, GeneratedToken, GenerateOptions, Generation } from '../generate.js'
 import type { TextOrIds } from '../input.js'
 import type { Mamba } from '../model.js'
@@ -24,8 +25,9 @@ export function generateOptions(body: SamplingRequest, choice: number, signal: A
     stop: body.stop ?? [],
     signal,
   }
-  // OpenAI's seeds may be negative; ours are below 2^53.
-  if (body.seed != null) options.seed = Number(BigInt.asUintN(53, BigInt(body.seed) + BigInt(choice)))
+  // OpenAI's seeds may be negative; ours are below 2^53. Without one every answer is another, of a session, too.
+  const seed = body.seed == null ? randomInt(2 ** 48 - 1) : BigInt(body.seed) + BigInt(choice)
+  options.seed = Number(BigInt.asUintN(53, BigInt(seed)))
   return options
 }
 
