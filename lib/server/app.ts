@@ -50,7 +50,7 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
     const answered =
       error instanceof HTTPException ? new ApiError(400, 'bad_request', error.message) : toApiError(error)
     if (answered.code === 'device_lost') context.deviceLost = true
-    if (answered.status === 500) console.error(error)
+    if (answered.code === 'internal_error') console.error(error)
     return answered.toResponse(c)
   })
   app.use(async (c, next) => {

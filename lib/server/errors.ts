@@ -60,6 +60,7 @@ const statuses: Partial<Record<MambaErrorCode, ContentfulStatusCode>> = {
   SESSION_INVALID: 409,
   SESSION_VERSION: 409,
   QUEUE_FULL: 429,
+  CHAT_TEMPLATE_TIMEOUT: 500,
   OUT_OF_MEMORY: 503,
   DEVICE_LOST: 503,
   MODEL_DISPOSED: 503,
