@@ -58,7 +58,10 @@ async function bench(options: BenchOptions): Promise<void> {
       return printJson({ machine, model: about, settings, tokensPerSecond: rates })
     }
     const row = (name: string, { median, min, max }: Rate) =>
-      [name, `${grouped(Math.round(median)).padStart(9)}  (${grouped(Math.round(min))} to ${grouped(Math.round(max))})`] as const
+      [
+        name,
+        `${grouped(Math.round(median)).padStart(9)}  (${grouped(Math.round(min))} to ${grouped(Math.round(max))})`,
+      ] as const
     const title = `${options.model}, ${grouped(parameters)} parameters, ${dtype} on ${device}, ${threads} threads, ${simd}`
     const rows = [
       row(`prefill of ${prompt} tokens`, rates.prefill),

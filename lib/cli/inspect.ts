@@ -72,7 +72,12 @@ function inspect(source: string): ModelReport | SessionReport {
   }
 }
 
-const weightFiles = ['model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json']
+const weightFiles = [
+  'model.safetensors',
+  'model.safetensors.index.json',
+  'pytorch_model.bin',
+  'pytorch_model.bin.index.json',
+]
 
 function inspectModel(folder: string, weights?: string): ModelReport {
   const file = weights ?? weightFiles.map((name) => join(folder, name)).find((path) => existsSync(path))
@@ -106,7 +111,10 @@ function tensorsOf(file: string): Tensor[] {
   const { size } = statSync(file)
   const length = size < 8 ? -1 : Number(readAt(file, 0, 8).readBigUInt64LE())
   if (length < 0 || length > size - 8 || length > 100_000_000) {
-    throw new MambaError('CHECKPOINT_INVALID', `${file} is no safetensors file: its header does not fit into it`)
+    throw new MambaError(
+      'CHECKPOINT_INVALID',
+      `${file} is no safetensors file: its header does not fit into it`,
+    )
   }
   const header = parsed(readAt(file, 8, length).toString('utf8'), 'CHECKPOINT_INVALID', file)
   return Object.entries(header)
@@ -116,7 +124,10 @@ function tensorsOf(file: string): Tensor[] {
       const numbers = (list: unknown): list is number[] =>
         Array.isArray(list) && list.every((item) => typeof item === 'number')
       if (typeof dtype !== 'string' || !numbers(shape) || !numbers(offsets)) {
-        throw new MambaError('CHECKPOINT_INVALID', `${file}: tensor '${name}' has no dtype, shape or data_offsets`)
+        throw new MambaError(
+          'CHECKPOINT_INVALID',
+          `${file}: tensor '${name}' has no dtype, shape or data_offsets`,
+        )
       }
       return { name, dtype, shape, bytes: offsets[1]! - offsets[0]! }
     })
@@ -131,7 +142,10 @@ function inspectSession(file: string): SessionReport {
   const line = start.indexOf('\n')
   const format = start.toString('latin1', 0, line)
   if (format !== `${sessionName}1`) {
-    throw new MambaError('SESSION_VERSION', `${file} is in the format '${format}', expected '${sessionName}1'`)
+    throw new MambaError(
+      'SESSION_VERSION',
+      `${file} is in the format '${format}', expected '${sessionName}1'`,
+    )
   }
   const at = line + 1 + 4
   const length = start.length < at ? Infinity : start.readUInt32LE(line + 1)
@@ -158,7 +172,8 @@ function parsed(
 ): Record<string, unknown> {
   try {
     const value: unknown = JSON.parse(json)
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+    if (typeof value === 'object' && value !== null && !Array.isArray(value))
+      return value as Record<string, unknown>
   } catch (cause) {
     throw new MambaError(code, `${file} is not JSON: ${(cause as Error).message}`, { cause })
   }
@@ -178,7 +193,9 @@ function modelText({ config, files, tokenizer, tensors, parameters }: ModelRepor
     ['tokenizer', tokenizer ? 'tokenizer.json' : 'none: takes token ids only'],
   ] as const
   const settings = Object.entries(config).map(([name, value]) => [name, JSON.stringify(value)] as const)
-  const list = tensors ? tensorText(tensors) : 'the tensors of a pickle are not listed; node-mamba convert makes safetensors of it'
+  const list = tensors
+    ? tensorText(tensors)
+    : 'the tensors of a pickle are not listed; node-mamba convert makes safetensors of it'
   return `${table(about)}\n\nconfig.json\n${table(settings)}\n\ntensors\n${list}`
 }
 
@@ -201,7 +218,12 @@ function tensorText(tensors: Tensor[]): string {
   ])
   const widths = cells[0]?.map((_, column) => Math.max(...cells.map((row) => row[column]!.length))) ?? []
   return cells
-    .map((row) => row.map((cell, i) => cell.padEnd(widths[i]!)).join('  ').trimEnd())
+    .map((row) =>
+      row
+        .map((cell, i) => cell.padEnd(widths[i]!))
+        .join('  ')
+        .trimEnd(),
+    )
     .join('\n')
 }
 

@@ -37,32 +37,34 @@ export function runCommand(): Command {
       "node-mamba run -m ./mamba-130m -t 0.8 --top-p 0.95 --seed 7 'The ship'",
     'A story over several calls; each one computes its new tokens only:':
       "node-mamba run --session story.session 'Once upon a time'\n  node-mamba run --session story.session ' Then'",
-    'In a pipe:': "cat chapter.txt | node-mamba run -n 100 --json | jq -r .text",
+    'In a pipe:': 'cat chapter.txt | node-mamba run -n 100 --json | jq -r .text',
   })
 }
 
 async function run(prompt: string | undefined, options: RunOptions): Promise<void> {
   // With a session, no prompt at all means: go on.
-  const text = prompt === undefined && options.session && process.stdin.isTTY ? '' : await textOf(prompt, 'prompt')
+  const text =
+    prompt === undefined && options.session && process.stdin.isTTY ? '' : await textOf(prompt, 'prompt')
   await withModel(options, async (model) => {
     const { session: file } = options
-    const session = await openSession(model, file)
-    if (text !== '') await session.append(text, { signal: interrupted })
+    const session = file === undefined ? undefined : await openSession(model, file)
     try {
-      const generation = session.generate(generateOptions(options))
-      for await (const { text } of generation) if (!options.json) await print(text)
-      const { usage, finishReason, text, tokens } = await generation.result
+      if (session && text !== '') await session.append(text, { signal: interrupted })
+      const how = generateOptions(options)
+      const generation = session ? session.generate(how) : model.generate(text, how)
+      for await (const step of generation) if (!options.json) await print(step.text)
       if (!options.json) return
-      const saved = file === undefined ? undefined : { file, tokens: session.tokens, bytes: session.byteLength }
-      await printJson({ text, tokens: [...tokens], finishReason, usage, session: saved })
+      const { tokens, ...completion } = await generation.result
+      const saved = session && { file, tokens: session.tokens, bytes: session.byteLength }
+      await printJson({ ...completion, tokens: [...tokens], logprobs: undefined, session: saved })
     } finally {
       if (!options.json) await print('\n')
-      if (file !== undefined) await session.save(file)
+      await session?.save(file!)
     }
   })
 }
 
 /** The session in a file, or an empty one where there is no such file yet. */
-export function openSession(model: Mamba, file: string | undefined): Promise<Session> | Session {
-  return file !== undefined && existsSync(file) ? model.restore(file) : model.session()
+export function openSession(model: Mamba, file: string): Promise<Session> | Session {
+  return existsSync(file) ? model.restore(file) : model.session()
 }

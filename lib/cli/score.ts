@@ -20,7 +20,10 @@ export function scoreCommand(): Command {
   })
 }
 
-async function score(argument: string | undefined, options: ModelOptions & { json?: boolean }): Promise<void> {
+async function score(
+  argument: string | undefined,
+  options: ModelOptions & { json?: boolean },
+): Promise<void> {
   const text = await textOf(argument, 'text')
   await withModel(options, async (model) => {
     const { tokens, logprobs, meanNll, perplexity } = await model.score(text, { signal: interrupted })
