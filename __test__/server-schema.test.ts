@@ -50,7 +50,7 @@ anyTest('the document has every route, and only what it refers to', async (t) =>
   t.deepEqual(documented.toSorted(), routed.toSorted())
   const { schemas } = body.components
   for (const [, name] of JSON.stringify(body).matchAll(/"#\/components\/schemas\/(\w+)"/g))
-    t.true(name! in schemas)
+    t.true(Object.hasOwn(schemas, name!))
   t.false(JSON.stringify(body).includes('$defs'))
   t.deepEqual(schemas.CompletionRequest.properties.model.enum, ['novels'])
   t.true(JSON.stringify(schemas.ChatCompletionRequest.properties.max_tokens).includes('"maximum":77'))

@@ -5,7 +5,7 @@ import { createApp, serve, type AppOptions, type ServeOptions } from 'node-mamba
 
 /** Turns as plain lines, so that a model that has no template of its own can be talked to. */
 export const plainTemplate =
-  '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
+  '{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}'
 
 type Options<T> = Partial<T> & { models?: AppOptions['models'] }
 

@@ -1,5 +1,4 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
-import type { ServerContext } from './context.js'
 
 /** What Prometheus reads at /metrics, in a registry of its own. */
 export class Metrics {
@@ -32,21 +31,19 @@ export class Metrics {
     registers: this.#registers,
   })
 
-  constructor() {
+  /** `active` says how many requests are being worked on; it is asked whenever the metrics are read. */
+  constructor(active: () => number) {
     collectDefaultMetrics({ register: this.#registry })
-  }
-
-  /** Adds what is read when it is asked for. */
-  observe(context: ServerContext): void {
-    const registers = this.#registers
-    new Gauge({
-      name: 'node_mamba_active_requests',
-      help: 'Requests that are being worked on.',
-      registers,
-      collect() {
-        this.set(context.active)
-      },
-    })
+    this.#registry.registerMetric(
+      new Gauge({
+        name: 'node_mamba_active_requests',
+        help: 'Requests that are being worked on.',
+        registers: [],
+        collect() {
+          this.set(active())
+        },
+      }),
+    )
   }
 
   request(route: string, status: number, seconds: number): void {

@@ -185,7 +185,10 @@ function componentSchemas(models: string[], limits: Limits): Record<string, obje
       if (zodSchema === schemas.tokens) jsonSchema.maximum = limits.completionTokens
     },
   })
-  return Object.fromEntries(
-    Object.entries(all).map(([id, { $schema: _, $id: __, ...schema }]) => [id, schema]),
-  )
+  // They are parts of a document here, not documents of their own.
+  for (const schema of Object.values(all)) {
+    delete schema.$schema
+    delete schema.$id
+  }
+  return all as Record<string, object>
 }
