@@ -86,3 +86,14 @@ export async function until(holds: () => boolean | Promise<boolean>): Promise<vo
   }
   throw new Error('it did not come to hold within a minute')
 }
+
+/** A metric without labels. */
+export async function metric(url: string, name: string): Promise<number> {
+  const text = await (await fetch(`${url}/metrics`)).text()
+  return Number(
+    text
+      .split('\n')
+      .find((line) => line.startsWith(`${name} `))!
+      .split(' ')[1],
+  )
+}

@@ -24,6 +24,11 @@ export class Metrics {
     buckets: [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30],
     registers: this.#registers,
   })
+  readonly #stalled = new Counter({
+    name: 'node_mamba_stalled_total',
+    help: 'Streaming clients that were disconnected because they read nothing.',
+    registers: this.#registers,
+  })
   readonly #tokens = new Counter({
     name: 'node_mamba_tokens_total',
     help: 'Tokens: prompt (computed), cached (known from a session) and completion (generated).',
@@ -53,6 +58,10 @@ export class Metrics {
 
   firstToken(model: string, seconds: number): void {
     this.#firstToken.observe({ model }, seconds)
+  }
+
+  stalled(): void {
+    this.#stalled.inc()
   }
 
   tokens(model: string, counts: { prompt: number; cached?: number; completion?: number }): void {
