@@ -6,8 +6,9 @@ import { run, start, startInTerminal, testInTerminal } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
 import { useModel } from './helpers/model.js'
 
-// As the program loads it.
-const model = useModel({})
+const model = useModel()
+/** As the tests' model, whose results are the same to the bit whatever is computed together. */
+const f32 = ['--dtype', 'f32']
 
 interface Saved {
   tokens: number
@@ -21,7 +22,7 @@ async function reply(prompt: string, maxTokens: number): Promise<string> {
 }
 
 test('lines from a pipe are answered in turns, as JSON and in words', async (t) => {
-  const args = ['chat', '-n', '12', '--system', 'A talk about ships.']
+  const args = ['chat', ...f32, '-n', '12', '--system', 'A talk about ships.']
   const { status, stdout, stderr } = run([...args, '--json'], { input: 'Hello\n\nWhat now?\n' })
   t.deepEqual([status, stderr], [0, ''])
   const replies = stdout
@@ -41,7 +42,7 @@ test('lines from a pipe are answered in turns, as JSON and in words', async (t) 
 test('--session keeps the conversation: two calls are as one', (t) => {
   const folder = temporaryFolder(t)
   const file = join(folder, 'talk.session')
-  const args = ['chat', '-n', '10', '--json', '--session']
+  const args = ['chat', ...f32, '-n', '10', '--json', '--session']
   const both = run([...args, join(folder, 'one')], { input: 'Hello\nWhat now?\n' })
   const parts = ['Hello\n', 'What now?\n'].map((input) => run([...args, file], { input }))
   const texts = (output: string) =>

@@ -17,6 +17,7 @@ import {
 } from './arguments.js'
 import { fileError } from './input.js'
 import { interrupt, interrupted } from './interrupt.js'
+import { openSession } from './run.js'
 import { print, printJson, styled } from './terminal.js'
 
 interface ChatOptions extends ModelOptions, SamplingOptions {
@@ -113,7 +114,8 @@ class Conversation {
     const file = options.session
     const start: Message[] = options.system === undefined ? [] : [{ role: 'system', content: options.system }]
     if (file === undefined || !existsSync(messagesFile(file))) {
-      return new Conversation(model, options, model.session(), '', start)
+      const session = file === undefined ? model.session() : await openSession(model, file)
+      return new Conversation(model, options, session, '', start)
     }
     const { tokens, messages } = await readMessages(messagesFile(file))
     const restored = existsSync(file) ? await model.restore(file) : undefined
