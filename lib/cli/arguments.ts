@@ -37,8 +37,17 @@ export interface ModelOptions {
 }
 
 export function addModelOptions(command: Command): Command {
+  command.option(
+    '-m, --model <source>',
+    "'default', './folder' or './file': as Mamba.load takes it",
+    'default',
+  )
+  return addLoadOptions(command)
+}
+
+/** How a model is loaded, whichever it is. */
+export function addLoadOptions(command: Command): Command {
   return command
-    .option('-m, --model <source>', "'default', './folder' or './file': as Mamba.load takes it", 'default')
     .addOption(new Option('--device <name>', 'where it runs').choices(['auto', 'cpu', 'cuda']))
     .addOption(new Option('--dtype <type>', 'type its matrices are kept in').choices(dtypes))
     .option('--threads <count>', 'threads to compute on', integer(1))

@@ -10,6 +10,7 @@ import { embedCommand } from './embed.js'
 import { inspectCommand } from './inspect.js'
 import { runCommand } from './run.js'
 import { scoreCommand } from './score.js'
+import { serveCommand } from './serve.js'
 import { styled } from './terminal.js'
 
 /** The whole command line. */
@@ -33,6 +34,7 @@ export function createProgram(): Command {
     scoreCommand(),
     convertCommand(),
     inspectCommand(),
+    serveCommand(),
     benchCommand(),
     doctorCommand(),
   ]) {
