@@ -1,10 +1,10 @@
 // `node-mamba chat`: turns, what a session's file keeps, and how it ends.
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { run, start, startInTerminal, testInTerminal } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
-import { useModel } from './helpers/model.js'
+import { modelFolder, useModel } from './helpers/model.js'
 
 const model = useModel()
 /** As the tests' model, whose results are the same to the bit whatever is computed together. */
@@ -67,6 +67,27 @@ test('--session keeps the conversation: two calls are as one', (t) => {
   const { status, stderr } = run([...args, file], { input: 'x\n' })
   t.is(status, 1)
   t.regex(stderr, /^SESSION_INVALID: .*talk\.session\.messages\.json/)
+})
+
+test('the chat template of the checkpoint is used, and a state is gone on with under it too', async (t) => {
+  const folder = join(temporaryFolder(t), 'model')
+  cpSync(modelFolder, folder, { recursive: true })
+  const template =
+    '{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}'
+  writeFileSync(join(folder, 'chat_template.jinja'), template)
+  const args = ['chat', ...f32, '-m', folder, '-n', '10', '--json', '--session', join(folder, 'talk')]
+  const said: string[] = []
+  const messages: { role: string; content: string }[] = []
+  for (const content of ['Hello', 'What now?']) {
+    const { status, stdout, stderr } = run(args, { input: `${content}\n` })
+    t.deepEqual([status, stderr], [0, ''])
+    said.push((JSON.parse(stdout) as { text: string }).text.trim())
+    messages.push({ role: 'user', content })
+    const prompt = messages.map((message) => `[${message.role}] ${message.content}\n`).join('')
+    const { text } = await model().complete(`${prompt}[assistant]`, { maxTokens: 10 })
+    messages.push({ role: 'assistant', content: text.trim() })
+  }
+  t.deepEqual(said, [messages[1]!.content, messages[3]!.content])
 })
 
 test('a signal in mid-reply ends it with 130; the conversation is saved', async (t) => {
