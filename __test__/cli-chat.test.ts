@@ -1,13 +1,14 @@
 // `node-mamba chat`: turns, what a session's file keeps, and how it ends.
-import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { run, start, startInTerminal, testInTerminal } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
-import { useModel } from './helpers/model.js'
+import { modelFolder, useModel } from './helpers/model.js'
 
-// As the program loads it.
-const model = useModel({})
+const model = useModel()
+/** As the tests' model, whose results are the same to the bit whatever is computed together. */
+const f32 = ['--dtype', 'f32']
 
 interface Saved {
   tokens: number
@@ -21,7 +22,7 @@ async function reply(prompt: string, maxTokens: number): Promise<string> {
 }
 
 test('lines from a pipe are answered in turns, as JSON and in words', async (t) => {
-  const args = ['chat', '-n', '12', '--system', 'A talk about ships.']
+  const args = ['chat', ...f32, '-n', '12', '--system', 'A talk about ships.']
   const { status, stdout, stderr } = run([...args, '--json'], { input: 'Hello\n\nWhat now?\n' })
   t.deepEqual([status, stderr], [0, ''])
   const replies = stdout
@@ -41,7 +42,7 @@ test('lines from a pipe are answered in turns, as JSON and in words', async (t) 
 test('--session keeps the conversation: two calls are as one', (t) => {
   const folder = temporaryFolder(t)
   const file = join(folder, 'talk.session')
-  const args = ['chat', '-n', '10', '--json', '--session']
+  const args = ['chat', ...f32, '-n', '10', '--json', '--session']
   const both = run([...args, join(folder, 'one')], { input: 'Hello\nWhat now?\n' })
   const parts = ['Hello\n', 'What now?\n'].map((input) => run([...args, file], { input }))
   const texts = (output: string) =>
@@ -66,6 +67,27 @@ test('--session keeps the conversation: two calls are as one', (t) => {
   const { status, stderr } = run([...args, file], { input: 'x\n' })
   t.is(status, 1)
   t.regex(stderr, /^SESSION_INVALID: .*talk\.session\.messages\.json/)
+})
+
+test('the chat template of the checkpoint is used, and a state is gone on with under it too', async (t) => {
+  const folder = join(temporaryFolder(t), 'model')
+  cpSync(modelFolder, folder, { recursive: true })
+  const template =
+    '{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}'
+  writeFileSync(join(folder, 'chat_template.jinja'), template)
+  const args = ['chat', ...f32, '-m', folder, '-n', '10', '--json', '--session', join(folder, 'talk')]
+  const said: string[] = []
+  const messages: { role: string; content: string }[] = []
+  for (const content of ['Hello', 'What now?']) {
+    const { status, stdout, stderr } = run(args, { input: `${content}\n` })
+    t.deepEqual([status, stderr], [0, ''])
+    said.push((JSON.parse(stdout) as { text: string }).text.trim())
+    messages.push({ role: 'user', content })
+    const prompt = messages.map((message) => `[${message.role}] ${message.content}\n`).join('')
+    const { text } = await model().complete(`${prompt}[assistant]`, { maxTokens: 10 })
+    messages.push({ role: 'assistant', content: text.trim() })
+  }
+  t.deepEqual(said, [messages[1]!.content, messages[3]!.content])
 })
 
 test('a signal in mid-reply ends it with 130; the conversation is saved', async (t) => {

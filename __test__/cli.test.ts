@@ -1,6 +1,6 @@
 // The program's commands, by what they print and how they end; embed, chat and doctor have files of their own.
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { copyFileSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import { Mamba, version } from 'node-mamba'
@@ -8,8 +8,9 @@ import { run, start, startInTerminal, testInTerminal } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
 import { modelFolder, useModel } from './helpers/model.js'
 
-// As the program loads it.
-const model = useModel({})
+const model = useModel()
+/** As the tests' model, whose results are the same to the bit whatever is computed together. */
+const f32 = ['--dtype', 'f32']
 
 test('help: of the program and of each command, with examples', (t) => {
   const help = run(['--help'])
@@ -74,9 +75,9 @@ test('what fails: status 1, the code and the message on standard error', (t) => 
 test('run prints what the library completes: from an argument, from standard input, with options, as JSON', async (t) => {
   const prompt = 'It was a dark and stormy night'
   const greedy = await model().complete(prompt, { maxTokens: 20 })
-  t.deepEqual(run(['run', prompt, '-n', '20']), { status: 0, stdout: `${greedy.text}\n`, stderr: '' })
-  t.is(run(['run', '-n', '20'], { input: prompt }).stdout, `${greedy.text}\n`)
-  t.is(run(['run', '-', '-n', '20'], { input: prompt }).stdout, `${greedy.text}\n`)
+  t.deepEqual(run(['run', prompt, '-n', '20', ...f32]), { status: 0, stdout: `${greedy.text}\n`, stderr: '' })
+  t.is(run(['run', '-n', '20', ...f32], { input: prompt }).stdout, `${greedy.text}\n`)
+  t.is(run(['run', '-', '-n', '20', ...f32], { input: prompt }).stdout, `${greedy.text}\n`)
 
   const options = {
     maxTokens: 30,
@@ -94,7 +95,7 @@ test('run prints what the library completes: from an argument, from standard inp
     presencePenalty: 0.2,
   })
   const penalties = ['--repetition-penalty=1.1', '--frequency-penalty=0.1', '--presence-penalty=0.2']
-  const flags = ['-n', '30', '-t', '0.9', '--top-k=50', '--top-p=0.95', '--min-p=0.01', '--seed=7']
+  const flags = [...f32, '-n', '30', '-t', '0.9', '--top-k=50', '--top-p=0.95', '--min-p=0.01', '--seed=7']
   const { status, stdout } = run([
     'run',
     prompt,
@@ -114,7 +115,7 @@ test('run prints what the library completes: from an argument, from standard inp
 
 test('run --session goes on where the last call ended, without a prompt too', async (t) => {
   const file = join(temporaryFolder(t), 'story.session')
-  const args = ['run', '-n', '8', '--session', file]
+  const args = ['run', ...f32, '-n', '8', '--session', file]
   const told = [
     run([...args, 'Once upon a time'], {}),
     run([...args, ' Then']),
@@ -141,13 +142,13 @@ test('run --session goes on where the last call ended, without a prompt too', as
 test('score', async (t) => {
   const text = 'She looked out of the window.'
   const { tokens, logprobs, meanNll, perplexity } = await model().score(text)
-  const plain = run(['score', text])
+  const plain = run(['score', text, ...f32])
   t.is(plain.status, 0)
   t.regex(
     plain.stdout,
     new RegExp(`^perplexity +${perplexity.toFixed(2)}\nnats a token +${meanNll.toFixed(4)}\n`),
   )
-  const found = JSON.parse(run(['score', '--json'], { input: text }).stdout) as {
+  const found = JSON.parse(run(['score', '--json', ...f32], { input: text }).stdout) as {
     meanNll: number
     tokens: { id: number; text: string; logprob: number | null }[]
   }
@@ -252,7 +253,7 @@ test('inspect: a session', async (t) => {
     bytes: session.byteLength,
     tokens: session.tokens,
     fingerprint: model().fingerprint,
-    dtype: 'bf16',
+    dtype: 'f32',
     device: 'cpu',
   })
   t.regex(run(['inspect', file]).stdout, new RegExp(`^tokens +${session.tokens}$`, 'm'))
@@ -310,6 +311,8 @@ test('completion works in bash', (t) => {
   const main = new URL('../dist/lib/cli/main.js', import.meta.url).pathname
   writeFileSync(join(folder, 'bin/node-mamba'), `#!/bin/sh\nexec '${node}' '${main}' "$@"\n`, { mode: 0o755 })
   const script = `
+    # Of the package bash-completion, which the script needs.
+    _get_comp_words_by_ref() { words=("\${COMP_WORDS[@]}"); cword=\$COMP_CWORD; cur=\${words[cword]}; }
     source <(node-mamba completion bash)
     COMP_WORDS=(node-mamba run --dev); COMP_CWORD=2; COMP_LINE='node-mamba run --dev'; COMP_POINT=\${#COMP_LINE}
     $(complete -p node-mamba | sed 's/.*-F \\([^ ]*\\).*/\\1/') node-mamba --dev run

@@ -17,6 +17,7 @@ import {
 } from './arguments.js'
 import { fileError } from './input.js'
 import { interrupt, interrupted } from './interrupt.js'
+import { openSession } from './run.js'
 import { print, printJson, styled } from './terminal.js'
 
 interface ChatOptions extends ModelOptions, SamplingOptions {
@@ -89,6 +90,7 @@ async function chat(options: ChatOptions): Promise<void> {
 class Conversation {
   readonly #model: Mamba
   readonly #options: ChatOptions
+  readonly #turns: Turns
   #session: Session
   /** The text that the session has read. */
   #read: string
@@ -97,12 +99,14 @@ class Conversation {
   private constructor(
     model: Mamba,
     options: ChatOptions,
+    turns: Turns,
     session: Session,
     read: string,
     messages: Message[],
   ) {
     this.#model = model
     this.#options = options
+    this.#turns = turns
     this.#session = session
     this.#read = read
     this.#messages = messages
@@ -110,17 +114,19 @@ class Conversation {
 
   /** A new one, or that of the session's file. */
   static async open(model: Mamba, options: ChatOptions): Promise<Conversation> {
+    const turns = await turnsOf(model)
     const file = options.session
     const start: Message[] = options.system === undefined ? [] : [{ role: 'system', content: options.system }]
     if (file === undefined || !existsSync(messagesFile(file))) {
-      return new Conversation(model, options, model.session(), '', start)
+      const session = file === undefined ? model.session() : await openSession(model, file)
+      return new Conversation(model, options, turns, session, '', start)
     }
     const { tokens, messages } = await readMessages(messagesFile(file))
     const restored = existsSync(file) ? await model.restore(file) : undefined
     // Two files cannot be written at once: where the state is that of another turn, it is computed again.
     const fits = restored?.tokens === tokens
-    const read = fits ? render(messages.slice(0, -1)) : ''
-    return new Conversation(model, options, fits ? restored : model.session(), read, messages)
+    const read = fits ? await turns.render(messages.slice(0, -1)) : ''
+    return new Conversation(model, options, turns, fits ? restored : model.session(), read, messages)
   }
 
   /** Says something and gives the reply; undefined if it was stopped. What was said of it is kept either way. */
@@ -130,15 +136,17 @@ class Conversation {
     show: (text: string) => Promise<void> | undefined,
   ): Promise<Completion | undefined> {
     this.#messages.push({ role: 'user', content })
-    const text = render(this.#messages)
+    const text = await this.#turns.render(this.#messages)
     // Only what is new is read. A template may write what came before in another way; then all of it is.
     if (!text.startsWith(this.#read)) [this.#session, this.#read] = [this.#model.session(), '']
     await this.#session.append(text.slice(this.#read.length), { signal: interrupted })
     this.#read = text
 
     // The session stays before the reply: what a stop text cut off of it is no part of the conversation.
-    const { stop = [], ...options } = generateOptions(this.#options)
-    const generation = this.#session.fork().generate({ ...options, stop: [...stop, ...turnEnds], signal })
+    const options = generateOptions(this.#options)
+    const stop = [...(this.#options.stop ?? []), ...this.#turns.stop]
+    const { stopTokens } = this.#turns
+    const generation = this.#session.fork().generate({ ...options, stop, stopTokens, signal })
     let said = ''
     try {
       for await (const { text } of generation) {
@@ -164,11 +172,23 @@ class Conversation {
   }
 }
 
-/** Ends a reply where the checkpoint has no chat template. */
-const turnEnds = ['\nUser:']
+/** How a conversation is written for the model, up to where its reply begins, and what ends the reply. */
+interface Turns {
+  render(messages: readonly Message[]): Promise<string>
+  stop: string[]
+  stopTokens: number[]
+}
 
-/** The conversation as the model reads it, up to where its reply begins. */
-function render(messages: readonly Message[]): string {
+/** As the checkpoint's chat template has it; without one, in plain turns. */
+async function turnsOf(model: Mamba): Promise<Turns> {
+  const template = await model.chatTemplate()
+  if (!template)
+    return { render: async (messages) => plainTurns(messages), stop: ['\nUser:'], stopTokens: [] }
+  const stopTokens = template.endOfTurn(model.tokenizer)
+  return { render: (messages) => template.render(messages), stop: [], stopTokens }
+}
+
+function plainTurns(messages: readonly Message[]): string {
   const names = { system: '', user: 'User: ', assistant: 'Assistant: ' }
   return `${messages.map(({ role, content }) => `${names[role]}${content}\n`).join('')}Assistant:`
 }

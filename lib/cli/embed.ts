@@ -202,7 +202,7 @@ async function openOutput(file: string, resume: boolean | undefined): Promise<Ou
   try {
     const there = await stat(file).catch(() => undefined)
     if (!there || !resume) return { file, handle: await open(file, 'ax'), place: { line: 0 } }
-    const handle = await open(file, 'r+')
+    const handle = await open(file, 'a+')
     const { place, end } = await lastRecord(handle, there.size, file)
     await handle.truncate(end) // the rest is half of a record
     return { file, handle, place }

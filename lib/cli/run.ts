@@ -1,5 +1,7 @@
 import { existsSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { Command } from 'commander'
+import { MambaError } from '../errors.js'
 import type { Mamba } from '../model.js'
 import type { Session } from '../session.js'
 import {
@@ -48,23 +50,30 @@ async function run(prompt: string | undefined, options: RunOptions): Promise<voi
   await withModel(options, async (model) => {
     const { session: file } = options
     const session = file === undefined ? undefined : await openSession(model, file)
+    let shown = false
     try {
       if (session && text !== '') await session.append(text, { signal: interrupted })
       const how = generateOptions(options)
       const generation = session ? session.generate(how) : model.generate(text, how)
-      for await (const step of generation) if (!options.json) await print(step.text)
+      for await (const step of generation) {
+        if (options.json) continue
+        shown ||= step.text !== ''
+        await print(step.text)
+      }
       if (!options.json) return
       const { tokens, ...completion } = await generation.result
       const saved = session && { file, tokens: session.tokens, bytes: session.byteLength }
       await printJson({ ...completion, tokens: [...tokens], logprobs: undefined, session: saved })
     } finally {
-      if (!options.json) await print('\n')
+      if (shown) await print('\n')
       await session?.save(file!)
     }
   })
 }
 
 /** The session in a file, or an empty one where there is no such file yet. */
-export function openSession(model: Mamba, file: string): Promise<Session> | Session {
-  return existsSync(file) ? model.restore(file) : model.session()
+export async function openSession(model: Mamba, file: string): Promise<Session> {
+  if (existsSync(file)) return model.restore(file)
+  if (existsSync(dirname(file))) return model.session()
+  throw new MambaError('FILE_NOT_FOUND', `there is no folder ${dirname(file)} to keep the session ${file} in`)
 }
