@@ -119,6 +119,8 @@ function Map({ texts, vectors }: { texts: string[]; vectors: Float32Array[] }) {
     return (value: number) => margin + ((value - low) / (high - low || 1)) * (size - 2 * margin)
   }
   const [x, y] = [scale(0, width), scale(1, height)]
+  const points = places.map((place, i) => ({ x: x(place[0]), y: y(place[1]), text: texts[i]! }))
+  const labels = placeLabels(points)
   return (
     <section aria-label="Map">
       <h2>Map</h2>
@@ -126,17 +128,21 @@ function Map({ texts, vectors }: { texts: string[]; vectors: Float32Array[] }) {
         class="map"
         viewBox={`0 0 ${width} ${height}`}
         role="img"
-        aria-label={`The texts on a plane, alike ones near each other; the numbers are those of the table`}
+        aria-label="The texts on a plane, alike ones near each other; the numbers are those of the table"
       >
-        {places.map((place, i) => (
+        {points.map(({ x, y, text }, i) => (
           <g key={i}>
-            <title>{texts[i]}</title>
-            <circle cx={x(place[0])} cy={y(place[1])} r="13" />
-            <text x={x(place[0])} y={y(place[1])} dy="0.35em" text-anchor="middle">
+            <title>{text}</title>
+            <circle cx={x} cy={y} r="13" />
+            <text x={x} y={y} dy="0.35em" text-anchor="middle">
               {i + 1}
             </text>
-            <Label text={texts[i]!} x={x(place[0])} y={y(place[1])} />
           </g>
+        ))}
+        {labels.map(({ x, y, anchor, text }, i) => (
+          <text class="label" key={i} x={x} y={y} dy="0.35em" text-anchor={anchor}>
+            {text}
+          </text>
         ))}
       </svg>
       <p class="note">The two directions in which the texts differ most (principal components).</p>
@@ -144,13 +150,30 @@ function Map({ texts, vectors }: { texts: string[]; vectors: Float32Array[] }) {
   )
 }
 
-/** Beside the point, on the side where there is room. */
-function Label({ text, x, y }: { text: string; x: number; y: number }) {
-  const short = text.length > 28 ? `${text.slice(0, 27)}…` : text
-  const right = x < width / 2
-  return (
-    <text class="label" x={right ? x + 19 : x - 19} y={y} dy="0.35em" text-anchor={right ? 'start' : 'end'}>
-      {short}
-    </text>
-  )
+interface Point {
+  x: number
+  y: number
+  text: string
+}
+
+/** A label beside each point, on the side where there is room, and not over another one where that can be. */
+function placeLabels(points: Point[]) {
+  const [line, letter] = [15, 6.3]
+  const placed: { left: number; right: number; y: number }[] = []
+  return points.map(({ x, y: at, text: whole }) => {
+    const text = whole.length > 28 ? `${whole.slice(0, 27)}…` : whole
+    const toRight = x < width / 2
+    const start = toRight ? x + 19 : x - 19
+    const [left, right] = toRight
+      ? [start, start + letter * text.length]
+      : [start - letter * text.length, start]
+    const free = (y: number) =>
+      y > line &&
+      y < height - line &&
+      placed.every((other) => other.right < left || other.left > right || Math.abs(other.y - y) >= line) &&
+      points.every((p) => p.x + 14 < left || p.x - 14 > right || Math.abs(p.y - y) >= 18)
+    const y = [0, -line, line, -2 * line, 2 * line].map((shift) => at + shift).find(free) ?? at
+    placed.push({ left, right, y })
+    return { x: start, y, text, anchor: toRight ? ('start' as const) : ('end' as const) }
+  })
 }

@@ -21,7 +21,7 @@ interface Slider {
 }
 
 const sliders: Slider[] = [
-  { name: 'temperature', label: 'Temperature', hint: '0: always the likeliest', min: 0, max: 2, step: 0.05 },
+  { name: 'temperature', label: 'Temperature', hint: '0: greedy', min: 0, max: 2, step: 0.05 },
   { name: 'top_p', label: 'Top-p', hint: '1: off', min: 0.05, max: 1, step: 0.05 },
   { name: 'top_k', label: 'Top-k', hint: '0: off', min: 0, max: 200, step: 1 },
   { name: 'min_p', label: 'Min-p', hint: '0: off', min: 0, max: 0.5, step: 0.01 },
@@ -38,7 +38,7 @@ export function Settings(props: {
   const { legend, value, maxTokens, onChange } = props
   const id = useId()
   const tokens: Slider = {
-    ...{ name: 'max_tokens', label: 'Length', hint: 'tokens at most', min: 1, step: 1 },
+    ...{ name: 'max_tokens', label: 'Length', hint: 'tokens', min: 1, step: 1 },
     max: Math.min(maxTokens, 1000),
   }
   return (

@@ -24,7 +24,7 @@ export function State({ generated }: { generated: Generated }) {
         <Line values={lengths.map(() => 1)} top={1.6} />
       </div>
       <div>
-        <dt>Read before the first token</dt>
+        <dt>Read for this</dt>
         <dd>
           {grouped(computed)} <small>of {grouped(context - tokens.length)} tokens</small>
         </dd>

@@ -72,6 +72,7 @@ export function Tokens(props: {
         ))}
         {status === 'running' && <span class="caret" aria-hidden="true" />}
       </div>
+      <Legend />
       {current !== undefined && (
         <Alternatives
           token={tokens[current]!}
@@ -83,6 +84,19 @@ export function Tokens(props: {
         />
       )}
     </>
+  )
+}
+
+function Legend() {
+  return (
+    <p class="legend">
+      Probability of a token:
+      <span class="sure-0">below 2 %</span>
+      <span class="sure-1">10 %</span>
+      <span class="sure-2">30 %</span>
+      <span class="sure-3">70 %</span>
+      <span>above</span>
+    </p>
   )
 }
 

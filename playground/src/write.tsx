@@ -33,9 +33,11 @@ export function Write({ model, maxTokens }: { model: string; maxTokens: number }
           label="Generated text"
           onRegenerate={(kept) => void run(generated.prompt, kept)}
         />
+      </div>
+      <div>
+        <Settings legend="Sampling" value={sampling} maxTokens={maxTokens} onChange={setSampling} />
         <State generated={generated} />
       </div>
-      <Settings legend="Sampling" value={sampling} maxTokens={maxTokens} onChange={setSampling} />
     </div>
   )
 }
