@@ -11,6 +11,7 @@ import { ServerContext, type Env, type ServedModel } from './context.js'
 import { embeddings } from './embeddings.js'
 import { ApiError, toApiError } from './errors.js'
 import { Metrics } from './metrics.js'
+import { TokenNames } from './generation.js'
 import { listModels, showModel } from './models.js'
 import { openApiDocument } from './openapi.js'
 import { appOptionNames, readLimits, readModels, readStrings, type AppOptions } from './options.js'
@@ -36,14 +37,14 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   const hosts = readStrings('hosts', options.hosts)
   const check = keys && new KeyCheck(keys)
   const sessions = new Sessions((read.any('sessions') as SessionStore | undefined) ?? new MemorySessions())
-  const metrics = new Metrics()
   const models = new Map<string, ServedModel>()
   for (const [name, model] of readModels(options.models)) {
     const chatTemplate = options.chatTemplates?.[name] ?? (await model.chatTemplate())
-    models.set(name, { name, model, chatTemplate, created: Math.floor(Date.now() / 1000) })
+    const created = Math.floor(Date.now() / 1000)
+    models.set(name, { name, model, chatTemplate, names: new TokenNames(model), created })
   }
+  const metrics: Metrics = new Metrics(() => context.active)
   const context = new ServerContext(models, limits, sessions, metrics)
-  metrics.observe(context)
 
   const app = new Hono<Env>()
   app.onError((error, c) => {
