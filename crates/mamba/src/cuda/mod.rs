@@ -79,7 +79,7 @@ impl Backend for Cuda {
     }
 
     fn prefill_chunk(&self) -> usize {
-        4096
+        8192
     }
 
     fn memory(&mut self) -> Option<(u64, u64)> {

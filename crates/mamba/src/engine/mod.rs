@@ -84,7 +84,7 @@ pub struct LoadOptions {
     /// Requests that may wait or run at a time.
     pub queue_limit: usize,
     /// Tokens that a step computes at most, over all sequences (and at least `max_batch`), 1 to 65536; `None`: 512 on a
-    /// CPU, 4096 on a GPU.
+    /// CPU, 8192 on a GPU.
     pub prefill_chunk: Option<usize>,
     /// While someone reads a stream, a step takes on no more of others' prompts than fits into this time, by the speed
     /// that the engine has measured (but at least 16 tokens), 1 ms to 1 h.
