@@ -33,7 +33,8 @@ pub(crate) const MAX_GRID_ROWS: usize = 65535;
 pub struct Device {
     // Fields are dropped in this order: what lies in the context before the context.
     blas: Blas,
-    kernels: RefCell<HashMap<Kernel, CUfunction>>,
+    /// With the most shared memory that a launch of it asked for so far.
+    kernels: RefCell<HashMap<Kernel, (CUfunction, u32)>>,
     spare: Spare,
     pieces: RefCell<Pieces>,
     workspace: RefCell<Option<Buffer>>,
@@ -41,6 +42,8 @@ pub struct Device {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     multiprocessors: usize,
+    /// Bytes of shared memory that a block may have.
+    shared_memory: usize,
     /// Whether the card lets a kernel begin before the one in front of it has ended.
     can_begin_early: bool,
     /// Whether launches are recorded instead of queued (graph.rs).
@@ -218,6 +221,8 @@ impl Device {
             |which| context.attribute(which).map_err(|e| Error::driver("cuDeviceGetAttribute", e));
         let multiprocessors =
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let shared_memory =
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
         let generation = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
         Ok(Self {
             blas,
@@ -229,6 +234,7 @@ impl Device {
             stream,
             context,
             multiprocessors,
+            shared_memory,
             can_begin_early: generation >= 9,
             recording: Cell::new(false),
         })
@@ -252,6 +258,17 @@ impl Device {
 
     pub(crate) fn multiprocessors(&self) -> usize {
         self.multiprocessors
+    }
+
+    /// Bytes of shared memory that a block may have.
+    pub(crate) fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
+    /// Whether the card and its code of this kernel are Hopper's or later: kernels that begin before the one in front of
+    /// them has ended, clusters.
+    pub(crate) fn is_hopper(&self, kernel: Kernel) -> Result<bool> {
+        Ok(self.can_begin_early && waits_itself(self.function(kernel, 0)?)?)
     }
 
     pub(crate) fn blas(&self) -> blas_sys::cublasHandle_t {
@@ -491,7 +508,9 @@ impl Device {
     }
 
     fn function(&self, kernel: Kernel, shared: u32) -> Result<CUfunction> {
-        if let Some(function) = self.kernels.borrow().get(&kernel) {
+        if let Some((function, allowed)) = self.kernels.borrow().get(&kernel)
+            && shared <= *allowed
+        {
             return Ok(*function);
         }
         let name = kernel.name();
@@ -509,13 +528,14 @@ impl Device {
             }
         }
         let function = found.ok_or_else(|| Error::Refused(format!("there is no kernel {name}")))?;
-        if shared > 48 << 10 {
+        // What a kernel has by itself counts, too, towards the 48 KiB that need no leave.
+        if shared > 16 << 10 {
             let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module.
             unsafe { result::function::set_function_attribute(function, attribute, shared as i32) }
                 .map_err(|e| Error::driver("cuFuncSetAttribute", e))?;
         }
-        self.kernels.borrow_mut().insert(kernel, function);
+        self.kernels.borrow_mut().insert(kernel, (function, shared));
         Ok(function)
     }
 }

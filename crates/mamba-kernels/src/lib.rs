@@ -5,6 +5,7 @@
 #![deny(missing_docs)]
 
 mod batch;
+pub mod block_step;
 mod buffer;
 pub mod causal_conv1d;
 pub mod cross_entropy;

@@ -136,6 +136,63 @@ impl Batch {
     }
 }
 
+/// A layer of Mamba-1 with RMSNorm in front, for one token of each of the plan's sequences. Shapes: d_inner channels E,
+/// d_state N.
+#[derive(Debug)]
+pub struct BlockStep<'a, B: Backend> {
+    /// [d_model].
+    pub norm: &'a B::Buffer,
+    /// Added under the root.
+    pub eps: f32,
+    /// [2E, d_model]: x, then z. Without a bias, as all others.
+    pub in_proj: &'a B::Weight,
+    /// [d_conv, E].
+    pub conv_weight: &'a B::Buffer,
+    /// [E].
+    pub conv_bias: Option<&'a B::Buffer>,
+    /// [dt_rank + 2N, E]: dt, B, C.
+    pub x_proj: &'a B::Weight,
+    /// [E, dt_rank].
+    pub dt_proj: &'a B::Weight,
+    /// [E].
+    pub delta_bias: &'a B::Buffer,
+    /// [N, E], negative.
+    pub a: &'a B::Buffer,
+    /// [E].
+    pub d: &'a B::Buffer,
+    /// [d_model, E].
+    pub out_proj: &'a B::Weight,
+    /// conv_state [d_conv - 1, E] and right behind it ssm_state [N, E].
+    pub state: StateView<'a, B::Buffer>,
+    /// Width of the convolution.
+    pub d_conv: usize,
+    /// Whether the step of another layer on the same rows lies right before; else this is the first layer.
+    pub follows: bool,
+    /// [sequences, d_model]: `residual += mixer(norm(residual))`.
+    pub residual: ViewMut<'a, B::Buffer>,
+    /// [sequences, E], for the backend's use.
+    pub u: ViewMut<'a, B::Buffer>,
+    /// [sequences, 2E], for the backend's use.
+    pub xz: ViewMut<'a, B::Buffer>,
+    /// [sequences, E], for the backend's use.
+    pub y: ViewMut<'a, B::Buffer>,
+}
+
+/// The final RMSNorm and the head, right behind the last layer's [`BlockStep`] on the same rows.
+#[derive(Debug)]
+pub struct HeadStep<'a, B: Backend> {
+    /// [n, d_model].
+    pub residual: View<'a, B::Buffer>,
+    /// [d_model].
+    pub norm: &'a B::Buffer,
+    /// Added under the root.
+    pub eps: f32,
+    /// [vocab, d_model].
+    pub weight: &'a B::Weight,
+    /// [n, vocab].
+    pub logits: ViewMut<'a, B::Buffer>,
+}
+
 /// A device. One engine thread owns it; no method is called by two threads at once.
 pub trait Backend: Sized + Send + 'static {
     /// Device memory for activations, states and vectors of parameters.
@@ -223,6 +280,19 @@ pub trait Backend: Sized + Send + 'static {
 
     /// See [`crate::ops::selective_scan`].
     fn selective_scan(&mut self, plan: &Self::Plan, op: SelectiveScan<Self::Buffer>) -> Result<()>;
+
+    /// A whole layer's decode step at once. False, and nothing done, where this backend has nothing better than the
+    /// operations one by one.
+    fn block_step(&mut self, plan: &Self::Plan, op: BlockStep<Self>) -> Result<bool> {
+        let _ = (plan, op);
+        Ok(false)
+    }
+
+    /// The final norm and the head of a decode step at once. False, and nothing done, as in [`Backend::block_step`].
+    fn head_step(&mut self, op: HeadStep<Self>) -> Result<bool> {
+        let _ = op;
+        Ok(false)
+    }
 
     /// See [`crate::ops::pool`].
     fn pool(&mut self, plan: &Self::Plan, op: Pool<Self::Buffer>) -> Result<()>;

@@ -13,7 +13,7 @@ use mamba_kernels as kernels;
 use mamba_kernels::linear::{Product, Weight};
 use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
 
-use crate::backend::{Backend, Batch, StateView, View, ViewMut};
+use crate::backend::{Backend, Batch, BlockStep, HeadStep, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
 use crate::config::NormKind;
 use crate::decoder::Decoder;
@@ -191,6 +191,49 @@ impl Backend for Cuda {
         let step = self.is_step(plan) && op.state.is_some();
         let run = if step { kernels::decode_step::scan_step } else { kernels::selective_scan::forward };
         run(&self.device, plan, op).map_err(failed)
+    }
+
+    fn block_step(&mut self, plan: &kernels::Batch, op: BlockStep<Self>) -> Result<bool> {
+        let op = kernels::block_step::BlockStep {
+            norm: op.norm,
+            eps: op.eps,
+            in_proj: op.in_proj,
+            conv_weight: op.conv_weight,
+            conv_bias: op.conv_bias,
+            x_proj: op.x_proj,
+            dt_proj: op.dt_proj,
+            delta_bias: op.delta_bias,
+            a: op.a,
+            d: op.d,
+            out_proj: op.out_proj,
+            state: states(op.state),
+            d_conv: op.d_conv,
+            follows: op.follows,
+            residual: rows_mut(op.residual),
+            u: rows_mut(op.u),
+            xz: rows_mut(op.xz),
+            y: rows_mut(op.y),
+        };
+        if !self.is_step(plan) || !op.is_supported(&self.device) {
+            return Ok(false);
+        }
+        kernels::block_step::run(&self.device, plan, op).map_err(failed)?;
+        Ok(true)
+    }
+
+    fn head_step(&mut self, op: HeadStep<Self>) -> Result<bool> {
+        let op = kernels::block_step::Head {
+            residual: rows(op.residual),
+            norm: op.norm,
+            eps: op.eps,
+            weight: op.weight,
+            logits: rows_mut(op.logits),
+        };
+        if self.deterministic || !op.is_supported(&self.device) {
+            return Ok(false);
+        }
+        kernels::block_step::head(&self.device, op).map_err(failed)?;
+        Ok(true)
     }
 
     fn pool(&mut self, plan: &kernels::Batch, op: Pool<Buffer>) -> Result<()> {

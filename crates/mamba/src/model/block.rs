@@ -25,6 +25,11 @@ impl<B: Backend> Norm<B> {
         Ok(Self { kind: config.norm, eps: config.norm_epsilon as f32, weight, bias })
     }
 
+    /// The weight and epsilon of a plain RMSNorm.
+    pub(super) fn as_rms(&self) -> Option<(&B::Buffer, f32)> {
+        (self.kind == NormKind::Rms).then_some((&self.weight, self.eps))
+    }
+
     /// `residual += mixed` where there is one, then `hidden = norm(residual)`.
     pub(super) fn forward(
         &self,
@@ -62,18 +67,38 @@ impl<B: Backend> Block<B> {
         })
     }
 
+    /// `mixed` is what the block in front left to add to the residual; this one's is left likewise.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn forward(
         &self,
         backend: &mut B,
         plan: &B::Plan,
         tokens: usize,
-        add_mixed: bool,
+        mixed: Mixed,
         slots: &mut Slots<B>,
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
-    ) -> Result<()> {
-        self.norm.forward(backend, tokens, add_mixed, workspace)?;
-        self.mixer.forward(backend, plan, tokens, slots, state_offset, workspace)
+    ) -> Result<Mixed> {
+        if let (Mixed::None | Mixed::Added, Some((norm, eps))) = (mixed, self.norm.as_rms()) {
+            let follows = mixed == Mixed::Added;
+            let Mixer::Mamba1(mixer) = &self.mixer;
+            if mixer.step(backend, plan, tokens, norm, eps, follows, slots, state_offset, workspace)? {
+                return Ok(Mixed::Added);
+            }
+        }
+        self.norm.forward(backend, tokens, mixed == Mixed::Pending, workspace)?;
+        self.mixer.forward(backend, plan, tokens, slots, state_offset, workspace)?;
+        Ok(Mixed::Pending)
     }
+}
+
+/// Where the last block's output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mixed {
+    /// There was no block.
+    None,
+    /// In `workspace.mixed`; the next norm adds it to the residual.
+    Pending,
+    /// In the residual, by a whole block's step.
+    Added,
 }

@@ -2,7 +2,7 @@
 //! [`StateEntry`]s; nothing outside of this file knows more about them.
 
 use super::{Linear, Loader, Slots, StateEntry, Workspace};
-use crate::backend::{Backend, View, ViewMut};
+use crate::backend::{Backend, BlockStep, View, ViewMut};
 use crate::config::Config;
 use crate::error::Result;
 use crate::ops::causal_conv1d::CausalConv1d;
@@ -105,6 +105,52 @@ impl<B: Backend> Mamba1<B> {
         let entry =
             |name: &str, rows| StateEntry { name: name.into(), layer, shape: vec![rows, self.d_inner] };
         vec![entry("conv_state", self.d_conv - 1), entry("ssm_state", self.d_state)]
+    }
+
+    /// The whole block at once, if the batch is one token a sequence and the backend can.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn step(
+        &self,
+        backend: &mut B,
+        plan: &B::Plan,
+        sequences: usize,
+        norm: &B::Buffer,
+        eps: f32,
+        follows: bool,
+        slots: &mut Slots<B>,
+        state_offset: &mut usize,
+        workspace: &mut Workspace<B>,
+    ) -> Result<bool> {
+        if self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
+            return Ok(false);
+        }
+        let Self { d_inner, d_state, d_conv, .. } = *self;
+        let Workspace { residual, xz, u, y, d_model, .. } = workspace;
+        let step = BlockStep {
+            norm,
+            eps,
+            in_proj: &self.in_proj.weight,
+            conv_weight: &self.conv_weight,
+            conv_bias: self.conv_bias.as_ref(),
+            x_proj: &self.x_proj.weight,
+            dt_proj: &self.dt_proj.weight,
+            delta_bias: &self.delta_bias,
+            a: &self.a,
+            d: &self.d,
+            out_proj: &self.out_proj.weight,
+            state: slots.view(*state_offset),
+            d_conv,
+            follows,
+            residual: ViewMut::dense(residual, sequences, *d_model),
+            u: ViewMut::dense(u, sequences, d_inner),
+            xz: ViewMut::dense(xz, sequences, 2 * d_inner),
+            y: ViewMut::dense(y, sequences, d_inner),
+        };
+        let done = backend.block_step(plan, step)?;
+        if done {
+            *state_offset += (d_conv - 1 + d_state) * d_inner;
+        }
+        Ok(done)
     }
 
     fn forward(

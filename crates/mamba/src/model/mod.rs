@@ -12,7 +12,8 @@ pub use mixer::{Mamba1, Mixer};
 pub use state::{Slots, StateEntry, StateSpec};
 pub use workspace::Workspace;
 
-use crate::backend::{Backend, Batch, View, ViewMut};
+use self::block::Mixed;
+use crate::backend::{Backend, Batch, HeadStep, View, ViewMut};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::dtype::DType;
@@ -88,11 +89,12 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
     ) -> Result<B::Plan> {
         let plan = backend.plan(batch)?;
-        self.run(backend, &plan, batch.tokens(), slots, workspace)?;
+        let mixed = self.run(backend, &plan, batch.tokens(), slots, workspace)?;
+        self.norm_f.forward(backend, batch.tokens(), mixed == Mixed::Pending, workspace)?;
         Ok(plan)
     }
 
-    /// [`Model::forward`] for a plan of so many tokens.
+    /// The embedding and all blocks, for a plan of so many tokens.
     fn run(
         &self,
         backend: &mut B,
@@ -100,7 +102,7 @@ impl<B: Backend> Model<B> {
         tokens: usize,
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
-    ) -> Result<()> {
+    ) -> Result<Mixed> {
         assert!(
             tokens <= workspace.max_tokens(),
             "{tokens} tokens in a workspace of {}",
@@ -108,11 +110,11 @@ impl<B: Backend> Model<B> {
         );
         let d_model = self.config.d_model;
         backend.embedding(plan, &self.embedding, ViewMut::dense(&mut workspace.residual, tokens, d_model))?;
-        let mut state_offset = 0;
-        for (i, block) in self.blocks.iter().enumerate() {
-            block.forward(backend, plan, tokens, i > 0, slots, &mut state_offset, workspace)?;
+        let (mut mixed, mut state_offset) = (Mixed::None, 0);
+        for block in &self.blocks {
+            mixed = block.forward(backend, plan, tokens, mixed, slots, &mut state_offset, workspace)?;
         }
-        self.norm_f.forward(backend, tokens, !self.blocks.is_empty(), workspace)
+        Ok(mixed)
     }
 
     /// A step of one token for each of the plan's `rows` sequences: `choose` gets the logits [n, vocab] of n of them at a
@@ -129,8 +131,19 @@ impl<B: Backend> Model<B> {
         workspace: &mut Workspace<B>,
         choose: &mut dyn FnMut(&mut B, ViewMut<B::Buffer>, usize) -> Result<()>,
     ) -> Result<()> {
-        self.run(backend, plan, rows, slots, workspace)?;
+        let mixed = self.run(backend, plan, rows, slots, workspace)?;
         let (d_model, vocab) = (self.config.d_model, self.padded_vocab_size());
+        if let (Mixed::Added, Some((norm, eps))) = (mixed, self.norm_f.as_rms())
+            && rows <= workspace.max_rows()
+        {
+            let weight = self.lm_head.as_ref().map_or(&self.embedding, |head| &head.weight);
+            let residual = View::dense(&workspace.residual, rows, d_model);
+            let logits = ViewMut::dense(&mut workspace.logits, rows, vocab);
+            if backend.head_step(HeadStep { residual, norm, eps, weight, logits })? {
+                return choose(backend, ViewMut::dense(&mut workspace.logits, rows, vocab), 0);
+            }
+        }
+        self.norm_f.forward(backend, rows, mixed == Mixed::Pending, workspace)?;
         for first in (0..rows).step_by(workspace.max_rows()) {
             let n = workspace.max_rows().min(rows - first);
             let mut hidden = View::dense(&workspace.hidden, n, d_model);

@@ -1,0 +1,120 @@
+// The arguments of the fused decode step, passed by value. Plain C layout (all fields 8- or 4-byte, no padding in
+// between).
+//
+// One token of each of R sequences: row i of every activation belongs to sequence i. Four kernels a layer, and one for
+// the head, each launched with programmatic stream serialization behind the one before. The step's first kernel, the
+// embedding's, is launched plainly; so what an earlier step wrote, the slots' states and lists, is there before any of
+// these begins, and may be read before wait_for_previous. "dtype" is the type of the kernel's instance: __nv_bfloat16 or
+// __half; in <kernel>_<dtype>_<tiles> up to 8 * tiles rows are computed. Compute capability 9.0 and later.
+//
+// Launch                          grid                         block  dynamic shared memory
+//   step_in_proj_<dtype>_<tiles>  (step_blocks(2E, ...))       256    step_norm_shared(...)
+//   step_x_proj_<dtype>_<tiles>   (ceil(W / 16), kStepSplits)  256    8192 * kStepShort
+//   step_scan_<dtype>             (E / 32, ceil(R / 8))        256    0
+//   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
+//   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
+#pragma once
+
+// Chunks of 32 inputs that a warp has under way, 8192 bytes of shared memory each.
+constexpr int kStepWide = 12;  // in_proj, head
+constexpr int kStepDeep = 10; // out_proj
+constexpr int kStepShort = 3; // x_proj
+constexpr int kStepSplits = 8; // blocks that share x_proj's inputs: a cluster
+constexpr int kStepStates = 16; // N
+constexpr int kStepChannels = 32; // of a block of the scan
+
+// Bytes of a ring of so many chunks; `chunks` are what a warp reads in all.
+constexpr int step_ring(int depth, int chunks) {
+    return 8192 * (chunks < depth ? chunks : depth);
+}
+// Chunks of a warp in a tile of 16 outputs.
+constexpr int step_chunks(int inputs) {
+    return (inputs + 255) / 256;
+}
+// Blocks of kernels that normalize first: a tile each, where two of them on a multiprocessor suffice.
+constexpr int step_blocks(int outputs, int multiprocessors) {
+    const int tiles = (outputs + 15) / 16;
+    return tiles <= 2 * multiprocessors ? tiles : multiprocessors;
+}
+// Bytes of shared memory of kernels that normalize first: the ring, the normalized rows, the norm's weight, and the rows'
+// sums of squares.
+constexpr int step_norm_shared(int tiles, int channels, int outputs, int blocks) {
+    const int of_block = ((outputs + 15) / 16 + blocks - 1) / blocks;
+    return step_ring(kStepWide, of_block * step_chunks(channels)) + step_chunks(channels) * 4096 * tiles + 4 * channels + 2 * tiles * channels;
+}
+
+// RMSNorm, in_proj, and of x the convolution's step: rows 0 to E of the weight give x, from which u = SiLU(bias + sum
+// over k of conv_weight[k] * window[k]) is written, the window being the slot's d_conv - 1 inputs, then x; rows E to 2E
+// give z.
+struct StepInProj {
+    const void *weight;      // dtype [2E, d_model]
+    const float *residual;   // [R, d_model]
+    const float *norm;       // [d_model]
+    const float *sums;       // [d_model / 16, R]: of each 16 channels the sum of squares, or null in the first layer
+    void *u;                 // dtype [R, E]
+    void *z;                 // dtype [R, E], rows z_stride apart
+    const float *conv_weight; // [d_conv, E]
+    const float *conv_bias;  // [E] or null
+    float *conv_state;       // slot s: conv_state + s * slot_stride, [d_conv - 1, E]
+    const int *slots;        // [R]
+    const int *fresh;        // [R]; not 0: begins at zero, the slot's content is not read
+    long long slot_stride, z_stride;
+    int rows;                // R
+    int d_model;             // a multiple of 16
+    int channels;            // E, a multiple of 32
+    int d_conv;              // 2 to 4
+    float eps;
+    int reserved;
+};
+
+// RMSNorm and the head: logits = norm(residual) * weight^T.
+struct StepHead {
+    const void *weight;    // dtype [vocab, d_model]
+    const float *residual; // [R, d_model]
+    const float *norm;     // [d_model]
+    const float *sums;     // as above
+    float *logits;         // [R, vocab]
+    int rows;
+    int d_model;
+    int vocab;
+    float eps;
+};
+
+// dt, B and C.
+struct StepXProj {
+    const void *weight; // dtype [W, E]
+    const void *u;      // dtype [R, E]
+    float *dt_b_c;      // [R, W]
+    int rows, inputs, outputs; // R, E, W = dt_rank + 2N
+    int reserved;
+};
+
+// dt_proj, softplus, the scan's step and the gate: h = exp(step * A) * h + step * B * u, y = (C h + D u) * SiLU(z).
+struct StepScan {
+    const void *weight;      // dtype [E, dt_rank]: dt_proj
+    const float *dt_b_c;     // [R, dt_rank + 2N]
+    const void *u;           // dtype [R, E]
+    const void *z;           // dtype [R, E], rows z_stride apart
+    void *y;                 // dtype [R, E]
+    const float *a;          // [N, E], negative
+    const float *d;          // [E] or null
+    const float *delta_bias; // [E]
+    float *ssm_state;        // slot s: ssm_state + s * slot_stride, [N, E]
+    const int *slots;        // [R]
+    const int *fresh;        // [R]
+    long long slot_stride, z_stride;
+    int rows;                // R
+    int channels;            // E
+    int dt_rank;             // a multiple of 8, at most 256
+    int reserved;
+};
+
+// out_proj, added to the residual.
+struct StepOutProj {
+    const void *weight; // dtype [d_model, E]
+    const void *y;      // dtype [R, E]
+    float *residual;    // [R, d_model]
+    float *sums;        // [d_model / 16, R]: of each 16 channels of the new residual the sum of squares
+    int rows, inputs, outputs;
+    int reserved;
+};

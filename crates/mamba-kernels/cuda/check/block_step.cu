@@ -1,0 +1,303 @@
+// Checks the fused decode step's kernels against f64, each on what it was really given, then times a whole step of the
+// published shapes: all layers, each with weights and states of its own, and the head, in one CUDA graph.
+//   nvcc -arch=sm_90 -O3 -std=c++17 check/block_step.cu block_step/*.cu -o block_step_check
+//   ./block_step_check [all | check | small | time] [json file]
+#include "../block_step/params.h"
+#include "matrix.h"
+
+using namespace harness;
+
+#define STEP_DECLARE(name, P)                                                                                  \
+    extern "C" __global__ void name##_bf16_1(const __grid_constant__ P);                                       \
+    extern "C" __global__ void name##_bf16_2(const __grid_constant__ P);                                       \
+    extern "C" __global__ void name##_f16_1(const __grid_constant__ P);                                        \
+    extern "C" __global__ void name##_f16_2(const __grid_constant__ P);
+STEP_DECLARE(step_in_proj, StepInProj)
+STEP_DECLARE(step_head, StepHead)
+STEP_DECLARE(step_x_proj, StepXProj)
+STEP_DECLARE(step_out_proj, StepOutProj)
+extern "C" __global__ void step_scan_bf16(const __grid_constant__ StepScan);
+extern "C" __global__ void step_scan_f16(const __grid_constant__ StepScan);
+
+template <class P> using Kernel = void (*)(P);
+template <class T> struct Kernels;
+#define STEP_TABLE(T, name)                                                                                    \
+    template <> struct Kernels<T> {                                                                            \
+        static constexpr Kernel<StepInProj> in_proj[2] = {step_in_proj_##name##_1, step_in_proj_##name##_2};   \
+        static constexpr Kernel<StepHead> head[2] = {step_head_##name##_1, step_head_##name##_2};              \
+        static constexpr Kernel<StepXProj> x_proj[2] = {step_x_proj_##name##_1, step_x_proj_##name##_2};       \
+        static constexpr Kernel<StepOutProj> out_proj[2] = {step_out_proj_##name##_1, step_out_proj_##name##_2}; \
+        static constexpr Kernel<StepScan> scan = step_scan_##name;                                             \
+    };
+STEP_TABLE(__nv_bfloat16, bf16)
+STEP_TABLE(__half, f16)
+
+static int multiprocessors;
+template <class P> void launch(Kernel<P> kernel, dim3 grid, int bytes, cudaStream_t stream, const P &p, bool behind = true) {
+    CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid, config.blockDim = 256, config.dynamicSmemBytes = bytes, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = behind;
+    CHECK(cudaLaunchKernelEx(&config, kernel, p));
+}
+
+struct Shape {
+    const char *name;
+    int d_model, channels, dt_rank, layers, vocab, d_conv = 4;
+    bool conv_bias = true;
+    int width() const { return dt_rank + 2 * kStepStates; }
+};
+
+// The weights of a layer.
+template <class T> struct Layer {
+    Pool pool;
+    T *in_proj, *x_proj, *dt_proj, *out_proj;
+    float *norm, *conv_weight, *conv_bias, *a, *d, *delta_bias;
+    Layer(const Shape &s, int seed) {
+        auto matrix = [&](int rows, int columns) { return pool.normal<T>((size_t)rows * columns, seed++, 1.f / std::sqrt((float)columns)); };
+        const int E = s.channels;
+        in_proj = matrix(2 * E, s.d_model), x_proj = matrix(s.width(), E), dt_proj = matrix(E, s.dt_rank), out_proj = matrix(s.d_model, E);
+        norm = pool.normal<float>(s.d_model, seed++, 0.2f, 1.f);
+        conv_weight = pool.normal<float>(s.d_conv * E, seed++, 0.5f);
+        conv_bias = s.conv_bias ? pool.normal<float>(E, seed++, 0.5f) : nullptr;
+        a = pool.normal<float>(kStepStates * E, seed++, 0.5f, -3.f);
+        d = pool.normal<float>(E, seed++, 0.5f, 1.f);
+        delta_bias = pool.normal<float>(E, seed++, 0.5f, -2.f);
+    }
+};
+
+// What goes from kernel to kernel, for R rows.
+template <class T> struct Step {
+    Shape s;
+    int rows;
+    Pool pool;
+    float *residual, *dt_b_c, *logits, *sums;
+    T *u, *xz, *y;
+    int *slots, *fresh;
+    Step(const Shape &s, int rows, const std::vector<int> &slots_, const std::vector<int> &fresh_) : s(s), rows(rows) {
+        residual = pool.normal<float>((size_t)rows * s.d_model, 5, 2.f);
+        dt_b_c = pool.get<float>((size_t)rows * s.width());
+        sums = pool.get<float>((size_t)rows * s.d_model / 16);
+        logits = pool.get<float>((size_t)rows * s.vocab);
+        u = pool.get<T>((size_t)rows * s.channels), y = pool.get<T>((size_t)rows * s.channels), xz = pool.get<T>((size_t)rows * 2 * s.channels);
+        slots = pool.of(slots_), fresh = pool.of(fresh_);
+    }
+    int tiles() const { return ceil_div(rows, 8); }
+    StepInProj in_proj(const Layer<T> &l, float *state, long long slot, bool first = true) const {
+        return {l.in_proj, residual, l.norm, first ? nullptr : sums, u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv, 1e-5f, 0};
+    }
+    StepXProj x_proj(const Layer<T> &l) const { return {l.x_proj, u, dt_b_c, rows, s.channels, s.width(), 0}; }
+    StepScan scan(const Layer<T> &l, float *state, long long slot) const {
+        return {l.dt_proj, dt_b_c, u, xz + s.channels, y, l.a, l.d, l.delta_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.channels, s.dt_rank, 0};
+    }
+    StepOutProj out_proj(const Layer<T> &l) const { return {l.out_proj, y, residual, sums, rows, s.channels, s.d_model, 0}; }
+    void run_in(const StepInProj &p, cudaStream_t stream, bool behind = true) const {
+        const int n = step_blocks(2 * s.channels, multiprocessors);
+        launch(Kernels<T>::in_proj[tiles() - 1], n, step_norm_shared(tiles(), s.d_model, 2 * s.channels, n), stream, p, behind);
+    }
+    void run_x(const StepXProj &p, cudaStream_t stream) const {
+        launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), kStepSplits), 8192 * kStepShort, stream, p);
+    }
+    void run_scan(const StepScan &p, cudaStream_t stream) const { launch(Kernels<T>::scan, dim3(s.channels / 32, ceil_div(rows, 8)), 0, stream, p); }
+    void run_out(const StepOutProj &p, cudaStream_t stream) const {
+        launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_ring(kStepDeep, step_chunks(s.channels)), stream, p);
+    }
+    void run_head(const T *weight, const float *norm, cudaStream_t stream, bool behind = true) const {
+        const StepHead p{weight, residual, norm, sums, logits, rows, s.d_model, s.vocab, 1e-5f};
+        const int n = step_blocks(s.vocab, multiprocessors);
+        launch(Kernels<T>::head[tiles() - 1], n, step_norm_shared(tiles(), s.d_model, s.vocab, n), stream, p, behind);
+    }
+};
+
+// x [rows, inputs] times weight [outputs, inputs] transposed.
+Values product(const Values &x, const Values &weight, int rows, int inputs, int outputs) {
+    Values out((size_t)rows * outputs);
+    for (int r = 0; r < rows; r++)
+        for (int o = 0; o < outputs; o++) {
+            double sum = 0;
+            for (int i = 0; i < inputs; i++) sum += x[(size_t)r * inputs + i] * weight[(size_t)o * inputs + i];
+            out[(size_t)r * outputs + o] = sum;
+        }
+    return out;
+}
+template <class T> Values normalized(const Values &residual, const Values &norm, int rows, int d_model) {
+    Values hidden(residual.size());
+    for (int r = 0; r < rows; r++) {
+        double sum = 0;
+        for (int i = 0; i < d_model; i++) sum += residual[r * d_model + i] * residual[r * d_model + i];
+        for (int i = 0; i < d_model; i++) hidden[r * d_model + i] = (double)(float)(T)(float)(residual[r * d_model + i] / std::sqrt(sum / d_model + 1e-5) * norm[i]);
+    }
+    return hidden;
+}
+double silu(double x) { return x / (1 + std::exp(-x)); }
+
+std::vector<float> narrow_of(const Values &v) { return {v.begin(), v.end()}; }
+
+// f32 results of products: sums in f32. Those of a norm's output: where an element lies next to the middle of two values
+// of T, it may be rounded the other way.
+constexpr double kSum = 2e-6, kNormSum = 1e-4;
+
+template <class T> void check(const Shape &s, int rows) {
+    Case c(std::string(s.name) + " " + dtype_name<T>() + " rows " + std::to_string(rows));
+    const int E = s.channels, window = s.d_conv - 1, slot_count = rows + 2;
+    std::vector<int> slots, fresh;
+    for (int r = 0; r < rows; r++) slots.push_back((r * 7 + 1) % slot_count), fresh.push_back(r % 3 == 2);
+    if (slot_count % 7 == 0)
+        for (int r = 0; r < rows; r++) slots[r] = slot_count - 1 - r;
+    const long long slot = (long long)(window + kStepStates) * E + 8;
+    Layer<T> layer(s, 100);
+    Step<T> step(s, rows, slots, fresh);
+    Pool pool;
+    float *state = pool.normal<float>(slot * slot_count, 9);
+    const Values before = wide(fetch(state, slot * slot_count)), residual = wide(fetch(step.residual, (size_t)rows * s.d_model));
+
+    step.run_in(step.in_proj(layer, state, slot), 0);
+    const Values hidden = normalized<T>(residual, wide(fetch(layer.norm, s.d_model)), rows, s.d_model);
+    const Values xz = product(hidden, wide(fetch(layer.in_proj, (size_t)2 * E * s.d_model)), rows, s.d_model, 2 * E);
+    const Values conv_weight = wide(fetch(layer.conv_weight, s.d_conv * E)), conv_bias = s.conv_bias ? wide(fetch(layer.conv_bias, E)) : Values(E);
+    Values u, z, expected = before;
+    for (int r = 0; r < rows; r++)
+        for (int e = 0; e < E; e++) {
+            double *at = &expected[slots[r] * slot + e], sum = conv_bias[e];
+            std::vector<double> inputs;
+            for (int k = 0; k < window; k++) inputs.push_back(fresh[r] ? 0 : at[k * E]);
+            inputs.push_back(xz[(size_t)r * 2 * E + e]);
+            for (int k = 0; k < s.d_conv; k++) sum += inputs[k] * conv_weight[k * E + e];
+            for (int k = 0; k < window; k++) at[k * E] = inputs[k + 1];
+            u.push_back(silu(sum));
+            z.push_back(xz[(size_t)r * 2 * E + E + e]);
+        }
+    const Values u_found = wide(fetch(step.u, (size_t)rows * E)), all = wide(fetch(step.xz, (size_t)rows * 2 * E));
+    Values z_found, x_untouched;
+    for (int r = 0; r < rows; r++)
+        for (int e = 0; e < E; e++) z_found.push_back(all[(size_t)r * 2 * E + E + e]), x_untouched.push_back(all[(size_t)r * 2 * E + e]);
+    c.result<T>("u", u_found, u), c.result<T>("z", z_found, z);
+    c.require("x's half left alone", std::all_of(x_untouched.begin(), x_untouched.end(), [](double x) { return std::isnan(x); }));
+    Values after = wide(fetch(state, slot * slot_count));
+    c.within("conv_state", after, expected, kNormSum);
+
+    step.run_x(step.x_proj(layer), 0);
+    const Values dt_b_c = wide(fetch(step.dt_b_c, (size_t)rows * s.width()));
+    c.within("dt, B, C", dt_b_c, product(u_found, wide(fetch(layer.x_proj, (size_t)s.width() * E)), rows, E, s.width()), kSum);
+
+    expected = after;
+    step.run_scan(step.scan(layer, state + window * E, slot), 0);
+    Values dt, y;
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < s.dt_rank; i++) dt.push_back((double)(float)(T)(float)dt_b_c[(size_t)r * s.width() + i]);
+    const Values delta = product(dt, wide(fetch(layer.dt_proj, (size_t)E * s.dt_rank)), rows, s.dt_rank, E);
+    const Values a = wide(fetch(layer.a, kStepStates * E)), d = wide(fetch(layer.d, E)), bias = wide(fetch(layer.delta_bias, E));
+    for (int r = 0; r < rows; r++)
+        for (int e = 0; e < E; e++) {
+            const double step = std::log1p(std::exp(delta[(size_t)r * E + e] + bias[e])), input = u_found[(size_t)r * E + e];
+            double sum = d[e] * input;
+            for (int n = 0; n < kStepStates; n++) {
+                double &h = expected[slots[r] * slot + (window + n) * E + e];
+                h = std::exp(step * a[n * E + e]) * (fresh[r] ? 0 : h) + step * input * dt_b_c[(size_t)r * s.width() + s.dt_rank + n];
+                sum += h * dt_b_c[(size_t)r * s.width() + s.dt_rank + kStepStates + n];
+            }
+            y.push_back(sum * silu(z_found[(size_t)r * E + e]));
+        }
+    const Values y_found = wide(fetch(step.y, (size_t)rows * E));
+    c.result<T>("y", y_found, y);
+    after = wide(fetch(state, slot * slot_count));
+    c.within("ssm_state", after, expected, kNormSum); // dt is rounded to T
+
+    step.run_out(step.out_proj(layer), 0);
+    Values sum = product(y_found, wide(fetch(layer.out_proj, (size_t)s.d_model * E)), rows, E, s.d_model);
+    for (size_t i = 0; i < sum.size(); i++) sum[i] += residual[i];
+    const Values new_residual = wide(fetch(step.residual, sum.size()));
+    c.within("residual", new_residual, sum, kSum);
+
+    const Pool head;
+    T *weight = pool.normal<T>((size_t)s.vocab * s.d_model, 77, 1.f / std::sqrt((float)s.d_model));
+    step.run_head(weight, layer.norm, 0);
+    const Values last = normalized<T>(new_residual, wide(fetch(layer.norm, s.d_model)), rows, s.d_model);
+    c.within("logits", wide(fetch(step.logits, (size_t)rows * s.vocab)), product(last, wide(fetch(weight, (size_t)s.vocab * s.d_model)), rows, s.d_model, s.vocab), kNormSum);
+
+    // The sums that out_proj left, and those made anew, normalize alike.
+    step.run_in(step.in_proj(layer, state, slot, true), 0);
+    const Values u_first = wide(fetch(step.u, (size_t)rows * E));
+    CHECK(cudaMemcpy(state, narrow_of(after).data(), after.size() * 4, cudaMemcpyHostToDevice));
+    step.run_in(step.in_proj(layer, state, slot, false), 0);
+    c.require("sums as out_proj's", same_bits(u_first, wide(fetch(step.u, (size_t)rows * E))));
+
+    // One row alone has the bits that it has in company.
+    if (rows > 1) {
+        const int r = rows - 1;
+        Step<T> alone(s, 1, {slots[r]}, {fresh[r]});
+        float *again = pool.get<float>(before.size());
+        CHECK(cudaMemcpy(again, narrow_of(before).data(), before.size() * 4, cudaMemcpyHostToDevice));
+        std::vector<float> own(residual.begin() + (size_t)r * s.d_model, residual.begin() + (size_t)(r + 1) * s.d_model);
+        CHECK(cudaMemcpy(alone.residual, own.data(), own.size() * 4, cudaMemcpyHostToDevice));
+        alone.run_in(alone.in_proj(layer, again, slot), 0), alone.run_x(alone.x_proj(layer), 0);
+        alone.run_scan(alone.scan(layer, again + window * E, slot), 0), alone.run_out(alone.out_proj(layer), 0);
+        alone.run_head(weight, layer.norm, 0);
+        auto last_row = [&](const float *p, int columns) { return wide(fetch(p + (size_t)r * columns, columns)); };
+        c.require("a row alone the same", same_bits(wide(fetch(alone.residual, s.d_model)), last_row(step.residual, s.d_model)) &&
+                                              same_bits(wide(fetch(alone.logits, s.vocab)), last_row(step.logits, s.vocab)));
+        const Values state_alone = wide(fetch(again, before.size()));
+        c.require("its state the same", std::equal(state_alone.begin() + slots[r] * slot, state_alone.begin() + (slots[r] + 1) * slot, after.begin() + slots[r] * slot));
+    }
+}
+
+void check_all(bool small) {
+    const Shape odd{"odd", 144, 96, 24, 1, 84, 3, false}, tiny{"130m/4", 192, 384, 16, 1, 500};
+    for (int rows : {1, 3, 8, 9, 16}) check<__nv_bfloat16>(odd, rows), check<__half>(odd, rows);
+    check<__half>(tiny, 5);
+    if (small) return;
+    const Shape narrow{"130m", 768, 1536, 48, 1, 1000}, wide{"2.8b", 2560, 5120, 160, 1, 1000}, seven{"7b", 4096, 8192, 256, 1, 100};
+    for (int rows : {1, 2, 8, 16}) check<__half>(narrow, rows), check<__nv_bfloat16>(narrow, rows);
+    check<__half>(wide, 2), check<__nv_bfloat16>(seven, 1);
+}
+
+template <class T> void time_shape(Timer &timer, Report &report, const Shape &s, const std::vector<int> &batches) {
+    std::vector<std::unique_ptr<Layer<T>>> layers;
+    for (int i = 0; i < s.layers; i++) layers.push_back(std::make_unique<Layer<T>>(s, 1000 + 16 * i));
+    Pool pool;
+    T *head = pool.normal<T>((size_t)s.vocab * s.d_model, 77, 1.f / std::sqrt((float)s.d_model));
+    const int E = s.channels;
+    const long long slot = (long long)(s.d_conv - 1 + kStepStates) * E * s.layers;
+    const double weights = 2. * (s.layers * ((double)3 * E * s.d_model + (double)E * (s.width() + s.dt_rank)) + (double)s.vocab * s.d_model);
+    for (int rows : batches) {
+        std::vector<int> slots, fresh(rows);
+        for (int r = 0; r < rows; r++) slots.push_back(r);
+        Step<T> step(s, rows, slots, fresh);
+        Pool own;
+        float *state = own.normal<float>(slot * rows, 9);
+        auto all = [&](cudaStream_t stream, int which) {
+            for (int i = 0; i < s.layers; i++) {
+                float *conv = state + (long long)i * (s.d_conv - 1 + kStepStates) * E;
+                if (which & 1) step.run_in(step.in_proj(*layers[i], conv, slot, i == 0 && which != 1), stream, i > 0 || which != 31);
+                if (which & 2) step.run_x(step.x_proj(*layers[i]), stream);
+                if (which & 4) step.run_scan(step.scan(*layers[i], conv + (s.d_conv - 1) * E, slot), stream);
+                if (which & 8) step.run_out(step.out_proj(*layers[i]), stream);
+            }
+            if (which & 16) step.run_head(head, layers[0]->norm, stream);
+        };
+        const double state_bytes = 8. * slot * rows, E_d = (double)E;
+        const std::string label = std::string(s.name) + " " + dtype_name<T>() + ", rows " + std::to_string(rows) + ", ";
+        report.row(label + "step", timer.graph([&](cudaStream_t stream) { all(stream, 31); }), weights + state_bytes);
+        const double parts[5] = {4 * E_d * s.d_model + rows * E_d * (s.d_conv - 1) * 8, 2 * E_d * s.width(), 2 * E_d * s.dt_rank + rows * E_d * kStepStates * 8, 2 * E_d * s.d_model, 2. * s.vocab * s.d_model};
+        const char *names[5] = {"in_proj", "x_proj", "scan", "out_proj", "head"};
+        if (rows == batches[0] || rows == batches.back())
+            for (int i = 0; i < 5; i++) report.row(label + names[i], timer.graph([&](cudaStream_t stream) { all(stream, 1 << i); }), parts[i], i < 4 ? s.layers : 1);
+    }
+}
+
+void time_all(Timer &timer, Report &report) {
+    const std::vector<int> rows = {1, 2, 4, 8, 16};
+    time_shape<__half>(timer, report, {"130m", 768, 1536, 48, 24, 50280}, rows);
+    time_shape<__half>(timer, report, {"1.4b", 2048, 4096, 128, 48, 50280}, rows);
+    time_shape<__half>(timer, report, {"2.8b", 2560, 5120, 160, 64, 50280}, rows);
+}
+
+int main(int argc, char **argv) {
+    cudaDeviceProp device;
+    CHECK(cudaGetDeviceProperties(&device, 0));
+    multiprocessors = device.multiProcessorCount;
+    return run_program(argc, argv, check_all, time_all);
+}

@@ -1,0 +1,263 @@
+//! A whole layer's decode step in four kernels, and the head in one (`cuda/block_step/`): one token of each of a few
+//! sequences, every weight read once, each kernel asking for its weights while the one before still runs.
+
+use crate::batch::Batch;
+use crate::buffer::{Buffer, Float, Rows, RowsMut, States};
+use crate::device::{Device, Grid, Kernel};
+use crate::error::Result;
+use crate::linear::Weight;
+use crate::params::{
+    self, STEP_CHANNELS, STEP_DEEP, STEP_SHORT, STEP_SPLITS, STEP_STATES, StepHead, StepInProj, StepOutProj,
+    StepScan, StepXProj,
+};
+
+/// Rows (sequences) of a step at most.
+pub const MAX_ROWS: usize = 16;
+const THREADS: u32 = 256;
+/// What the kernels that normalize have besides, for 16 rows: the warps' sums and the rows' scales.
+const STATIC_SHARED: usize = 18 << 10;
+const MAX_DT_RANK: usize = 256;
+const MAX_D_CONV: usize = 4;
+
+/// The arguments of [`run`]. R sequences, E = d_inner channels, N = d_state.
+pub struct BlockStep<'a> {
+    /// [d_model] f32: RMSNorm's weight.
+    pub norm: &'a Buffer,
+    /// Added under the root.
+    pub eps: f32,
+    /// [2E, d_model]: x, then z.
+    pub in_proj: &'a Weight,
+    /// [d_conv, E] f32.
+    pub conv_weight: &'a Buffer,
+    /// [E] f32.
+    pub conv_bias: Option<&'a Buffer>,
+    /// [dt_rank + 2N, E]: dt, B, C.
+    pub x_proj: &'a Weight,
+    /// [E, dt_rank].
+    pub dt_proj: &'a Weight,
+    /// [E] f32.
+    pub delta_bias: &'a Buffer,
+    /// [N, E] f32, negative.
+    pub a: &'a Buffer,
+    /// [E] f32.
+    pub d: &'a Buffer,
+    /// [d_model, E].
+    pub out_proj: &'a Weight,
+    /// conv_state [d_conv - 1, E], right behind it ssm_state [N, E].
+    pub state: States<'a>,
+    /// Width of the convolution.
+    pub d_conv: usize,
+    /// Whether another layer's step lies right before this one; else this is the first layer.
+    pub follows: bool,
+    /// [R, d_model] f32, without gaps; what the layer adds is added.
+    pub residual: RowsMut<'a>,
+    /// [R, E], without gaps, for the kernels' use.
+    pub u: RowsMut<'a>,
+    /// [R, 2E], for the kernels' use.
+    pub xz: RowsMut<'a>,
+    /// [R, E], without gaps, for the kernels' use.
+    pub y: RowsMut<'a>,
+}
+
+impl BlockStep<'_> {
+    /// Whether the kernels run on this card and take these shapes and types; [`run`] expects it.
+    #[must_use]
+    pub fn is_supported(&self, device: &Device) -> bool {
+        let (channels, dt_rank) = (self.dt_proj.outputs, self.dt_proj.inputs);
+        let aligned = [&self.residual, &self.u, &self.xz, &self.y];
+        takes(device, self.residual.rows, self.in_proj)
+            && channels.is_multiple_of(STEP_CHANNELS)
+            && dt_rank.is_multiple_of(8)
+            && dt_rank <= MAX_DT_RANK
+            && self.x_proj.outputs == dt_rank + 2 * STEP_STATES
+            && (2..=MAX_D_CONV).contains(&self.d_conv)
+            && aligned.iter().all(|rows| rows.view().is_aligned(16))
+    }
+}
+
+/// `residual ← residual + mixer(norm(residual))`, and the slots' states go on by a token. Row `i` is sequence `i` of the
+/// batch, which has one token each.
+///
+/// # Errors
+/// [`crate::Error::OutOfMemory`] while the device's workspace grows; [`crate::Error::Lost`].
+///
+/// # Panics
+/// If a view does not lie within its buffer, shapes and types do not fit one another, or [`BlockStep::is_supported`] does
+/// not hold.
+pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
+    assert!(op.is_supported(device) && batch.is_step(), "a step of shapes that are not supported");
+    let (rows, float) = (batch.sequences(), op.in_proj.values.float());
+    let (channels, d_model, dt_rank) = (op.dt_proj.outputs, op.in_proj.inputs, op.dt_proj.inputs);
+    let (tiles, width) = (rows.div_ceil(8), dt_rank + 2 * STEP_STATES);
+    let workspace = device.workspace(MAX_ROWS * (d_model / 16 + width))?;
+    let (sums, dt_b_c) = (workspace, workspace + (4 * MAX_ROWS * d_model / 16) as u64);
+    let residual = dense(&op.residual, rows, d_model, Float::F32);
+    let (u, y) = (dense(&op.u, rows, channels, float), dense(&op.y, rows, channels, float));
+    let z = op.xz.pointer(rows, 2 * channels, float) + (channels * float.bytes()) as u64;
+    let conv_elements = (op.d_conv - 1) * channels;
+    let conv_state = op.state.pointer(conv_elements + STEP_STATES * channels, batch.last_slot);
+    let launch = |base, blocks, shared, params: &dyn Launch| {
+        let variant = (base != "step_scan").then_some(tiles);
+        let grid = Grid::new(blocks, THREADS).shared(shared).behind(true);
+        params.launch(device, Kernel { base, float: Some(float), variant }, grid)
+    };
+
+    let params = StepInProj {
+        weight: matrix(op.in_proj, 2 * channels, d_model, float),
+        residual,
+        norm: op.norm.f32s(d_model, "the norm's weight"),
+        sums: if op.follows { sums } else { 0 },
+        u,
+        z,
+        conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
+        conv_bias: op.conv_bias.map_or(0, |bias| bias.f32s(channels, "the convolution's bias")),
+        conv_state,
+        slots: batch.slots(),
+        fresh: batch.fresh(),
+        slot_stride: op.state.slot_stride as i64,
+        z_stride: op.xz.stride as i64,
+        rows: rows as i32,
+        d_model: d_model as i32,
+        channels: channels as i32,
+        d_conv: op.d_conv as i32,
+        eps: op.eps,
+        reserved: 0,
+    };
+    let blocks = params::step_blocks(2 * channels, device.multiprocessors());
+    let shared = params::step_norm_shared(tiles, d_model, 2 * channels, blocks);
+    launch("step_in_proj", [blocks, 1, 1], shared, &params)?;
+
+    let params = StepXProj {
+        weight: matrix(op.x_proj, width, channels, float),
+        u,
+        dt_b_c,
+        rows: rows as i32,
+        inputs: channels as i32,
+        outputs: width as i32,
+        reserved: 0,
+    };
+    launch("step_x_proj", [width.div_ceil(16), STEP_SPLITS, 1], 8192 * STEP_SHORT, &params)?;
+
+    let params = StepScan {
+        weight: matrix(op.dt_proj, channels, dt_rank, float),
+        dt_b_c,
+        u,
+        z,
+        y,
+        a: op.a.f32s(STEP_STATES * channels, "A"),
+        d: op.d.f32s(channels, "D"),
+        delta_bias: op.delta_bias.f32s(channels, "the bias of delta"),
+        ssm_state: conv_state + 4 * conv_elements as u64,
+        slots: batch.slots(),
+        fresh: batch.fresh(),
+        slot_stride: op.state.slot_stride as i64,
+        z_stride: op.xz.stride as i64,
+        rows: rows as i32,
+        channels: channels as i32,
+        dt_rank: dt_rank as i32,
+        reserved: 0,
+    };
+    launch("step_scan", [channels / STEP_CHANNELS, tiles, 1], 0, &params)?;
+
+    let params = StepOutProj {
+        weight: matrix(op.out_proj, d_model, channels, float),
+        y,
+        residual,
+        sums,
+        rows: rows as i32,
+        inputs: channels as i32,
+        outputs: d_model as i32,
+        reserved: 0,
+    };
+    let shared = params::step_ring(STEP_DEEP, params::step_chunks(channels));
+    launch("step_out_proj", [d_model.div_ceil(16), 1, 1], shared, &params)
+}
+
+/// The arguments of [`head`].
+pub struct Head<'a> {
+    /// [R, d_model] f32, without gaps.
+    pub residual: Rows<'a>,
+    /// [d_model] f32: RMSNorm's weight.
+    pub norm: &'a Buffer,
+    /// Added under the root.
+    pub eps: f32,
+    /// [vocab, d_model].
+    pub weight: &'a Weight,
+    /// [R, vocab] f32, without gaps.
+    pub logits: RowsMut<'a>,
+}
+
+impl Head<'_> {
+    /// Whether the kernel runs on this card and takes these shapes and types; [`head`] expects it.
+    #[must_use]
+    pub fn is_supported(&self, device: &Device) -> bool {
+        takes(device, self.residual.rows, self.weight) && self.residual.is_aligned(16)
+    }
+}
+
+/// Whether the kernels that normalize `rows` rows first take a weight.
+fn takes(device: &Device, rows: usize, weight: &Weight) -> bool {
+    let (d_model, blocks) = (weight.inputs, params::step_blocks(weight.outputs, device.multiprocessors()));
+    let shared = params::step_norm_shared(rows.div_ceil(8), d_model, weight.outputs, blocks);
+    let hopper = device.is_hopper(Kernel::of("step_scan", Float::F16));
+    // An error comes again with the next launch.
+    hopper.unwrap_or(false)
+        && (1..=MAX_ROWS).contains(&rows)
+        && weight.values.float() != Float::F32
+        && d_model.is_multiple_of(16)
+        && shared + STATIC_SHARED <= device.shared_memory()
+}
+
+/// `logits = norm(residual) · weightᵀ`, right behind the last layer's [`run`] on the same rows.
+///
+/// # Errors
+/// [`crate::Error::Lost`].
+///
+/// # Panics
+/// As [`run`].
+pub fn head(device: &Device, op: Head) -> Result<()> {
+    assert!(op.is_supported(device), "a head of shapes that are not supported");
+    let Head { residual, norm, eps, weight, logits } = op;
+    let (rows, d_model, vocab, float) = (logits.rows, weight.inputs, weight.outputs, weight.values.float());
+    assert!(residual.stride == d_model, "rows with gaps");
+    let params = StepHead {
+        weight: matrix(weight, vocab, d_model, float),
+        residual: residual.pointer(rows, d_model, Float::F32),
+        norm: norm.f32s(d_model, "the norm's weight"),
+        sums: device.workspace(1)?,
+        logits: dense(&logits, rows, vocab, Float::F32),
+        rows: rows as i32,
+        d_model: d_model as i32,
+        vocab: vocab as i32,
+        eps,
+    };
+    let kernel = Kernel { base: "step_head", float: Some(float), variant: Some(rows.div_ceil(8)) };
+    let blocks = params::step_blocks(vocab, device.multiprocessors());
+    let shared = params::step_norm_shared(rows.div_ceil(8), d_model, vocab, blocks);
+    device.launch(kernel, Grid::new([blocks, 1, 1], THREADS).shared(shared).behind(true), &params)
+}
+
+/// Launches of different parameters by one closure.
+trait Launch {
+    fn launch(&self, device: &Device, kernel: Kernel, grid: Grid) -> Result<()>;
+}
+
+impl<P: Copy> Launch for P {
+    fn launch(&self, device: &Device, kernel: Kernel, grid: Grid) -> Result<()> {
+        device.launch(kernel, grid, self)
+    }
+}
+
+fn matrix(weight: &Weight, outputs: usize, inputs: usize, float: Float) -> u64 {
+    assert!(
+        weight.outputs == outputs && weight.inputs == inputs,
+        "{weight:?}, expected [{outputs}, {inputs}]"
+    );
+    Rows { buffer: &weight.values, offset: 0, rows: outputs, cols: inputs, stride: inputs }
+        .pointer(outputs, inputs, float)
+}
+
+fn dense(matrix: &RowsMut, rows: usize, cols: usize, float: Float) -> u64 {
+    assert!(matrix.stride == cols, "rows with gaps: {matrix:?}");
+    matrix.pointer(rows, cols, float)
+}
