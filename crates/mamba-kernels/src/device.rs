@@ -288,7 +288,7 @@ impl Device {
     }
 
     /// What a recording cannot hold is refused while there is one.
-    fn not_recording(&self, what: &str) -> Result<()> {
+    pub(crate) fn not_recording(&self, what: &str) -> Result<()> {
         match self.recording.get() {
             true => Err(Error::Refused(format!("{what} while launches are recorded"))),
             false => Ok(()),

@@ -188,6 +188,13 @@ impl HostInts {
         self.device
     }
 
+    /// The first `len`, for a copy that is queued.
+    pub fn slice_mut(&mut self, len: usize) -> &mut [i32] {
+        assert!(len <= self.len, "{len} integers of {}", self.len);
+        // SAFETY: within the allocation, which was zeroed.
+        unsafe { std::slice::from_raw_parts_mut(self.host, len) }
+    }
+
     /// What lies at `index`.
     pub fn get(&self, index: usize) -> i32 {
         assert!(index < self.len, "integer {index} of {}", self.len);

@@ -19,6 +19,7 @@ pub mod linear;
 pub mod logprobs;
 pub mod norm;
 pub mod pool;
+pub mod readback;
 pub mod sampling;
 pub mod selective_scan;
 mod upload;

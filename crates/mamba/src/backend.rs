@@ -193,6 +193,9 @@ pub struct HeadStep<'a, B: Backend> {
     pub logits: ViewMut<'a, B::Buffer>,
 }
 
+/// Waits for values that are on their way, and gives them.
+pub type Later = Box<dyn FnOnce() -> Result<Vec<f32>> + Send>;
+
 /// A device. One engine thread owns it; no method is called by two threads at once.
 pub trait Backend: Sized + Send + 'static {
     /// Device memory for activations, states and vectors of parameters.
@@ -235,6 +238,17 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Copies out of a buffer, from element `offset` on, once all work queued before is done.
     fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Queues the copy of `len` elements out of an f32 buffer, from element `offset` on. What is queued later does not
+    /// change them.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`, `DEVICE_LOST`.
+    fn read_later(&mut self, buffer: &Self::Buffer, offset: usize, len: usize) -> Result<Later> {
+        let mut values = vec![0.0; len];
+        self.read(buffer, offset, &mut values)?;
+        Ok(Box::new(|| Ok(values)))
+    }
 
     /// Copies `len` elements of a buffer from element `from` on to element `to` on. The ranges do not overlap.
     ///

@@ -9,11 +9,14 @@
 mod decoder;
 mod load;
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use mamba_kernels as kernels;
 use mamba_kernels::linear::{Product, Weight};
+use mamba_kernels::readback::Readback;
 use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
 
-use crate::backend::{Backend, Batch, BlockStep, HeadStep, StateView, View, ViewMut};
+use crate::backend::{Backend, Batch, BlockStep, HeadStep, Later, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
 use crate::config::NormKind;
 use crate::decoder::Decoder;
@@ -32,6 +35,8 @@ pub struct Cuda {
     device: Device,
     float: Float,
     deterministic: bool,
+    /// Room for values on their way, that nobody waits for now.
+    readbacks: Arc<Mutex<Vec<Readback>>>,
 }
 
 impl Cuda {
@@ -51,7 +56,7 @@ impl Cuda {
             }
         };
         let device = Device::new(ORDINAL).map_err(|error| convert(error, "the device's context"))?;
-        Ok(Self { device, float, deterministic: false })
+        Ok(Self { device, float, deterministic: false, readbacks: Arc::default() })
     }
 
     /// Uses only what does not depend on the number of rows or sequences: products of 64 rows at a time, scans that are
@@ -100,6 +105,25 @@ impl Backend for Cuda {
 
     fn read(&mut self, buffer: &Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
         self.device.read(buffer, offset, values).map_err(failed)
+    }
+
+    fn read_later(&mut self, buffer: &Buffer, offset: usize, len: usize) -> Result<Later> {
+        let fitting = {
+            let mut spare = self.readbacks.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = spare.iter().position(|readback| readback.room() >= len);
+            at.map(|at| spare.swap_remove(at))
+        };
+        let mut readback = match fitting {
+            Some(readback) => readback,
+            None => self.device.readback(len).map_err(|error| convert(error, "values on their way"))?,
+        };
+        self.device.read_back(buffer, offset, len, &mut readback).map_err(failed)?;
+        let readbacks = self.readbacks.clone();
+        Ok(Box::new(move || {
+            let values = readback.wait(len).map_err(failed);
+            readbacks.lock().unwrap_or_else(PoisonError::into_inner).push(readback);
+            values
+        }))
     }
 
     fn copy_within(&mut self, buffer: &mut Buffer, from: usize, to: usize, len: usize) -> Result<()> {

@@ -15,6 +15,7 @@ mod sequence;
 mod session;
 mod share;
 mod stats;
+mod texts;
 mod worker;
 
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 
 use super::request::{FinishReason, Output, Pooling};
 use super::sequence::Work;
+use super::texts::Pooled;
 use super::worker::{LOGIT_ROWS, Running, Worker};
 use crate::backend::{Backend, View, ViewMut};
 use crate::error::{Error, Result};
@@ -153,13 +154,8 @@ impl<B: Backend> Worker<B> {
             }
             Work::Embed { group, index } => {
                 if last {
-                    let d_model = self.info.config.d_model;
-                    let mut row = vec![0.0; d_model];
-                    self.backend.read(&self.pooled, slot * d_model, &mut row)?;
-                    if row.iter().any(|x| !x.is_finite()) {
-                        return Err(Error::VectorNotFinite { index: *index });
-                    }
-                    group.add(*index, done, &group.options.vector(row, done));
+                    let (group, index, tokens) = (group.clone(), *index, done);
+                    self.pooled_texts.push(Pooled { group, index, tokens, slot });
                 }
             }
         }

@@ -2,6 +2,7 @@
 //! decodes, a share of what is left of the chunk for every one that prefills), runs the model once, and hands
 //! out what came of it.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use super::prefix::Prefixes;
 use super::queue::Queue;
 use super::sequence::Sequence;
 use super::stats::{Meter, Stats};
+use super::texts::{Landing, Pooled};
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
 use crate::error::{Error, Result};
@@ -68,6 +70,9 @@ pub(crate) struct Worker<B: Backend> {
     asked: Option<Instant>,
     pub(super) max_stall: Duration,
     pub(super) running: Vec<Running>,
+    /// Texts that this step has finished, and those whose vectors are on their way.
+    pub(super) pooled_texts: Vec<Pooled>,
+    pub(super) landing: VecDeque<Landing>,
     /// Where the backend chooses tokens: sequences whose prompt is done.
     pub(super) decode: Option<Decode<B>>,
     pub(super) free: Vec<usize>,
@@ -126,6 +131,8 @@ impl<B: Backend> Worker<B> {
             asked: None,
             max_stall: options.max_stall,
             running: Vec::new(),
+            pooled_texts: Vec::new(),
+            landing: VecDeque::new(),
             decode,
             free: (0..count).rev().collect(),
             batch: Batch::new(),
@@ -160,7 +167,9 @@ impl<B: Backend> Worker<B> {
         let sequences = self.running.len() + self.decoding();
         self.launch_decode()?;
         let (prompt_tokens, waited) = self.step()?;
+        self.send_texts()?;
         self.collect_decode()?;
+        self.collect_texts()?;
         let together = match &self.decode {
             // What comes next may be long in coming.
             _ if self.running.is_empty() && self.decoding() == 0 => None,
@@ -245,6 +254,7 @@ impl<B: Backend> Worker<B> {
             self.free.push(slot);
             sequence.fail(error());
         }
+        self.fail_texts(&error);
         self.fail_decoding(error);
     }
 }
