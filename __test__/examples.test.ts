@@ -54,6 +54,13 @@ test.serial('embed: the text about the sea is nearest to a sea voyage', async (t
   t.regex(lines[0]!, /^0\.\d+ The sailors/)
 })
 
+test.serial('many users: twelve answers, and the introduction was computed once', async (t) => {
+  const output = await run('many-users.ts')
+  t.is(output.match(/^(Ada|Ben|Eve): /gm)?.length, 12)
+  // 12 times the introduction of some 70 tokens.
+  t.true(Number(/(\d+) tokens of prompts were not/.exec(output)![1]) > 12 * 40, output)
+})
+
 test.serial('none is left out', (t) => {
   t.deepEqual([...tested].toSorted(), readdirSync(join(root, 'examples')).toSorted())
 })

@@ -117,7 +117,22 @@ fn many_texts_of_one_request_are_one_turn() {
     assert_eq!(served(&window)[..5], [9, 5, 20, 21, 5]);
 }
 
-/// The last token of a prompt says whose it is.
+/// A text that is longer than many steps leaves no room for more texts, but it holds up nothing else.
+#[test]
+fn a_long_text_holds_up_no_generation() {
+    let load = LoadOptions { prefill_chunk: Some(16), max_batch: 4, ..LoadOptions::default() };
+    let (model, window) = watched(&load);
+    let (held, first) = block(&model, &window);
+    let inputs = [vec![5; 4000], vec![6; 100], vec![6; 100]].map(Input::Ids).to_vec();
+    let texts = ask(&model, Task::Embed { inputs, options: EmbedOptions::default() });
+    let word = ask(&model, prompt(vec![1, 20], 3));
+    drop(held);
+    [&first, &word].into_iter().for_each(|answer| drop(receive(answer).1.unwrap()));
+    assert!(window.steps().len() < 20, "{}", window.steps().len());
+    receive(&texts).1.unwrap();
+}
+
+/// How many tokens of a step are of prompts that begin with `id`.
 fn share_of(step: &Step, id: u32) -> usize {
     step.iter().filter(|ids| ids[0] == id).map(Vec::len).sum()
 }

@@ -17,9 +17,6 @@ use crate::error::{Error, Result};
 use crate::generate::Sampled;
 use crate::model::{Model, Slots, Workspace};
 
-/// Turns until sequences that enter have passed through what is queued.
-const UNSETTLED: usize = 4;
-
 /// The decoder and who is in its table.
 pub(super) struct Decode<B: Backend> {
     decoder: Box<dyn Decoder<B>>,
@@ -28,8 +25,6 @@ pub(super) struct Decode<B: Backend> {
     /// What was queued and not looked at, oldest first: for each the sequences that get a token (their row then, ticket).
     ahead: VecDeque<Vec<(usize, u64)>>,
     next_ticket: u64,
-    /// Turns until one is like the next again, after sequences entered.
-    unsettled: usize,
 }
 
 /// A sequence in a row of the table.
@@ -47,7 +42,7 @@ struct Decoding {
 
 impl<B: Backend> Decode<B> {
     pub fn new(decoder: Box<dyn Decoder<B>>) -> Self {
-        Self { decoder, rows: Vec::new(), ahead: VecDeque::new(), next_ticket: 0, unsettled: 0 }
+        Self { decoder, rows: Vec::new(), ahead: VecDeque::new(), next_ticket: 0 }
     }
 
     /// Slots that it needs behind those of the sequences.
@@ -63,12 +58,6 @@ impl<B: Backend> Decode<B> {
     /// How many sequences are decoded.
     pub fn len(&self) -> usize {
         self.rows.len()
-    }
-
-    /// How many turns ago the work was queued that the turn which ends now has waited for; `None` if turns are not alike.
-    pub fn lag(&mut self) -> Option<usize> {
-        self.unsettled = self.unsettled.saturating_sub(1);
-        (self.unsettled == 0 && !self.rows.is_empty()).then_some(1 + self.ahead.len())
     }
 
     /// Whether someone waits for each token of one of them.
@@ -231,7 +220,6 @@ impl<B: Backend> Worker<B> {
         if !taking.is_empty() {
             decode.decoder.mark(&mut self.backend)?;
             decode.ahead.push_back(taking);
-            decode.unsettled = UNSETTLED;
         }
         Ok(())
     }

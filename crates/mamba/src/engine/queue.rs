@@ -25,8 +25,6 @@ pub(super) struct Queue<T> {
     classes: [Class<T>; 3],
     /// The pass of whoever was served last.
     now: u64,
-    /// Was given back; the next to be served.
-    first: Option<T>,
     len: usize,
 }
 
@@ -40,7 +38,7 @@ struct Class<T> {
 impl<T> Queue<T> {
     pub fn new() -> Self {
         let class = || Class { pass: 0, turns: VecDeque::new(), waiting: HashMap::new() };
-        Self { classes: [class(), class(), class()], now: 0, first: None, len: 0 }
+        Self { classes: [class(), class(), class()], now: 0, len: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -65,38 +63,33 @@ impl<T> Queue<T> {
         waiting.push_back(item);
     }
 
-    /// Takes back what was served last: there is no place for it yet, and it is the next one.
-    pub fn give_back(&mut self, item: T) {
-        self.first = Some(item);
-        self.len += 1;
-    }
-
-    pub fn pop(&mut self) -> Option<T> {
-        if let Some(first) = self.first.take() {
-            self.len -= 1;
-            return Some(first);
+    /// Serves the next for whom there is a place. Those in front of it keep their turns.
+    pub fn pop_if(&mut self, fits: impl Fn(&T) -> bool) -> Option<T> {
+        let mut order = Priority::ALL;
+        order.sort_by_key(|priority| self.classes[*priority as usize].pass);
+        for priority in order {
+            let class = &mut self.classes[priority as usize];
+            let next = |owner: &Owner| class.waiting.get(owner).and_then(VecDeque::front).is_some_and(&fits);
+            let Some(at) = class.turns.iter().position(next) else { continue };
+            self.now = class.pass;
+            class.pass += priority.stride();
+            let owner = class.turns.remove(at)?;
+            let waiting = class.waiting.get_mut(&owner)?;
+            let item = waiting.pop_front();
+            if waiting.is_empty() {
+                class.waiting.remove(&owner);
+            } else {
+                class.turns.push_back(owner);
+            }
+            self.len -= usize::from(item.is_some());
+            return item;
         }
-        let due = |priority: &Priority| self.classes[*priority as usize].pass;
-        let waits = |priority: &Priority| !self.classes[*priority as usize].turns.is_empty();
-        let priority = Priority::ALL.into_iter().filter(waits).min_by_key(due)?;
-        let class = &mut self.classes[priority as usize];
-        self.now = class.pass;
-        class.pass += priority.stride();
-        let owner = class.turns.pop_front()?;
-        let waiting = class.waiting.get_mut(&owner)?;
-        let item = waiting.pop_front();
-        if waiting.is_empty() {
-            class.waiting.remove(&owner);
-        } else {
-            class.turns.push_back(owner);
-        }
-        self.len -= usize::from(item.is_some());
-        item
+        None
     }
 
     /// Takes out those for whom `leaves` holds.
     pub fn take_out(&mut self, mut leaves: impl FnMut(&T) -> bool) -> Vec<T> {
-        let mut out: Vec<T> = self.first.take_if(|first| leaves(first)).into_iter().collect();
+        let mut out = Vec::new();
         for Class { turns, waiting, .. } in &mut self.classes {
             for items in waiting.values_mut() {
                 if items.iter().any(&mut leaves) {
@@ -122,8 +115,12 @@ mod tests {
         Place { owner: Owner::Request(owner), priority }
     }
 
+    fn next<T>(queue: &mut Queue<T>) -> Option<T> {
+        queue.pop_if(|_| true)
+    }
+
     fn order<T>(queue: &mut Queue<T>) -> Vec<T> {
-        std::iter::from_fn(|| queue.pop()).collect()
+        std::iter::from_fn(|| next(queue)).collect()
     }
 
     #[test]
@@ -152,7 +149,7 @@ mod tests {
         for i in 0..40 {
             queue.push(&place(200 + i, Priority::High), 'h');
         }
-        let first: String = (0..42).filter_map(|_| queue.pop()).collect();
+        let first: String = (0..42).filter_map(|_| next(&mut queue)).collect();
         assert_eq!(first, "hhhhnhhhhnhhhhnhhhhnlhhhhnhhhhnhhhhnhhhhnl");
         assert_eq!(queue.len(), 120 - 42);
         assert_eq!(order(&mut queue).len(), 120 - 42);
@@ -163,14 +160,26 @@ mod tests {
         let mut queue = Queue::new();
         for _ in 0..100 {
             queue.push(&place(0, Priority::Low), 'l');
-            assert_eq!(queue.pop(), Some('l'));
+            assert_eq!(next(&mut queue), Some('l'));
         }
         for i in 0..20 {
             queue.push(&place(i, Priority::Low), 'l');
             queue.push(&place(50 + i, Priority::High), 'h');
         }
-        let first: String = (0..18).filter_map(|_| queue.pop()).collect();
+        let first: String = (0..18).filter_map(|_| next(&mut queue)).collect();
         assert_eq!(first, "hhhhhhhhhhhhhhhhlh", "16 urgent ones for a low one, whatever came before");
+    }
+
+    #[test]
+    fn who_has_no_place_holds_up_nobody_and_stays_in_front() {
+        let mut queue = Queue::new();
+        for (i, item) in [900, 10, 800, 20, 30].into_iter().enumerate() {
+            queue.push(&place(i as u64, Priority::Normal), item);
+        }
+        queue.push(&place(9, Priority::High), 700);
+        let small = |item: &i32| *item < 100;
+        assert_eq!([(); 4].map(|()| queue.pop_if(small)), [Some(10), Some(20), Some(30), None]);
+        assert_eq!(order(&mut queue), [700, 900, 800]);
     }
 
     #[test]

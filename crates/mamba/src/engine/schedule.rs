@@ -74,10 +74,12 @@ impl<B: Backend> Worker<B> {
     /// Gives free slots to those whose turn it is.
     pub(super) fn admit(&mut self) {
         while let Some(slot) = self.free.last().copied() {
-            let Some(mut sequence) = self.waiting.pop() else { return };
-            if !self.fits(&sequence) {
-                return self.waiting.give_back(sequence);
-            }
+            let (texts, most) = (self.text_tokens(), self.workspace.max_tokens());
+            let fits = |sequence: &Sequence| {
+                let text = matches!(sequence.work, Work::Embed { .. });
+                !text || texts == 0 || texts + sequence.left() <= most
+            };
+            let Some(mut sequence) = self.waiting.pop_if(fits) else { return };
             match self.prepare(&mut sequence, slot) {
                 Ok(()) if sequence.left() == 0 => self.finish_without_tokens(sequence),
                 Ok(()) => {
@@ -94,14 +96,12 @@ impl<B: Backend> Worker<B> {
         }
     }
 
-    /// Whether a text to embed can be computed whole in the next step, beside the others; or alone. (Parts of many texts
-    /// would take no fewer steps, but more copies of states and shorter runs of tokens.)
-    fn fits(&self, sequence: &Sequence) -> bool {
+    /// Tokens that are left of texts to embed which have a slot. More texts are let in only if the next step can compute
+    /// them whole, or there is none: parts of many texts would take no fewer steps, but more copies of states and shorter
+    /// runs of tokens.
+    fn text_tokens(&self) -> usize {
         let texts = self.running.iter().filter(|running| matches!(running.sequence.work, Work::Embed { .. }));
-        let tokens: usize = texts.map(|running| running.sequence.left()).sum();
-        !matches!(sequence.work, Work::Embed { .. })
-            || tokens == 0
-            || tokens + sequence.left() <= self.workspace.max_tokens()
+        texts.map(|running| running.sequence.left()).sum()
     }
 
     /// Puts a sequence's state into its slot. It may be asked again after a failure.

@@ -28,6 +28,9 @@ pub(super) const LOGIT_ROWS: usize = 64;
 /// How often an engine with nothing else to do looks whether a consumer that paused wants more.
 const REST: Duration = Duration::from_millis(10);
 
+/// Turns that are timed together where each waits for what one before it has queued.
+const PIPELINED: usize = 4;
+
 /// How often the device is asked for its free memory.
 const MEMORY: Duration = Duration::from_secs(1);
 
@@ -123,7 +126,7 @@ impl<B: Backend> Worker<B> {
             waiting: Queue::new(),
             resting: Vec::new(),
             prefixes,
-            pace: Pace::default(),
+            pace: Pace::new(tokens / 16),
             meter: Arc::new(Meter::new(stats)),
             asked: None,
             max_stall: options.max_stall,
@@ -167,8 +170,14 @@ impl<B: Backend> Worker<B> {
         self.send_texts()?;
         self.collect_decode()?;
         self.collect_texts()?;
-        let lag = if waited { Some(0) } else { self.decode.as_mut().and_then(Decode::lag) };
-        self.pace.turn(prompt_tokens, lag);
+        let together = match &self.decode {
+            // What comes next may be long in coming.
+            _ if self.running.is_empty() && self.decoding() == 0 => None,
+            _ if waited => Some(1),
+            Some(decode) if decode.len() > 0 => Some(PIPELINED),
+            _ => None,
+        };
+        self.pace.turn(Instant::now(), prompt_tokens, together);
         self.meter.turn(prompt_tokens, sequences);
         Ok(())
     }
