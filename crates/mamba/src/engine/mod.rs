@@ -14,6 +14,7 @@ mod schedule;
 mod sequence;
 mod session;
 mod share;
+mod stats;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -28,9 +29,11 @@ pub use request::{
     Task, TokenEvent, Usage,
 };
 pub use session::Session;
+pub use stats::{Percentiles, PrefixCacheStats, Stats};
 
 use self::intake::Job;
 use self::queue::{Owner, Place};
+use self::stats::Meter;
 use self::worker::{Message, Worker};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OpenOptions};
@@ -130,7 +133,7 @@ impl LoadOptions {
         let Self { prefix_cache, max_batch, .. } = *self;
         if (1..info.state_bytes).contains(&prefix_cache) {
             let expected = format!("0 (off), or at least the {} bytes of one state", info.state_bytes);
-            return Err(Error::option("prefixCache", prefix_cache, &expected));
+            return Err(Error::option("prefixCache.bytes", prefix_cache, &expected));
         }
         Ok(if has_own_memory { ((prefix_cache / info.state_bytes) as usize).min(max_batch) } else { 0 })
     }
@@ -189,8 +192,10 @@ struct Shared {
     pending: Arc<AtomicUsize>,
     queue_limit: usize,
     caches_prefixes: bool,
-    /// Requests so far.
+    /// Requests so far, and those refused for the queue's limit.
     requests: AtomicU64,
+    refused: AtomicU64,
+    meter: Arc<Meter>,
     life: Arc<Life>,
 }
 
@@ -337,6 +342,7 @@ impl Mamba {
         let (engine, messages) = crossbeam_channel::unbounded();
         let worker =
             Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
+        let meter = worker.meter.clone();
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
         // More than one, so that nobody waits for another's long text; a request with many is spread over `threads`.
@@ -347,10 +353,21 @@ impl Mamba {
         }
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
-        let requests = AtomicU64::new(0);
+        let (requests, refused) = (AtomicU64::new(0), AtomicU64::new(0));
         let caches_prefixes = options.prefix_cache > 0;
-        let shared =
-            Shared { info, tokenizer, intake, engine, pending, queue_limit, caches_prefixes, requests, life };
+        let shared = Shared {
+            info,
+            tokenizer,
+            intake,
+            engine,
+            pending,
+            queue_limit,
+            caches_prefixes,
+            requests,
+            refused,
+            meter,
+            life,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -404,15 +421,18 @@ impl Mamba {
             return Err(Error::Aborted);
         }
         if let (Task::CachePrefix { .. }, false) = (&task, shared.caches_prefixes) {
-            return Err(Error::option("prefixCache", "off", "a number of bytes, when the model is loaded"));
+            return Err(Error::option(
+                "prefixCache.bytes",
+                0,
+                "the bytes of a state at least, given when the model is loaded",
+            ));
         }
-        let owner = match user {
-            Some(user) => Owner::User(user.into()),
-            None => Owner::Request(shared.requests.fetch_add(1, Ordering::Relaxed)),
-        };
+        let number = shared.requests.fetch_add(1, Ordering::Relaxed);
+        let owner = user.map_or(Owner::Request(number), |user| Owner::User(user.into()));
         let job = Job::new(task, Place { owner, priority }, &shared.info, shared.tokenizer.is_some())?;
         let permit = Permit(shared.pending.clone());
         if shared.pending.fetch_add(1, Ordering::AcqRel) >= shared.queue_limit {
+            shared.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::QueueFull { limit: shared.queue_limit });
         }
         let job = job.with_reply(cancel, Box::new(on_event), permit);
@@ -423,6 +443,18 @@ impl Mamba {
             intake::admit(job, &shared.engine, &shared.life, None, 1);
         }
         Ok(())
+    }
+
+    /// What its engine does and how fast. Takes no time of the engine's.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let Shared { pending, requests, refused, meter, .. } = &*self.shared;
+        Stats {
+            requests_in_flight: pending.load(Ordering::Acquire),
+            requests_total: requests.load(Ordering::Relaxed),
+            requests_refused: refused.load(Ordering::Relaxed),
+            ..meter.stats()
+        }
     }
 
     /// An empty session.
