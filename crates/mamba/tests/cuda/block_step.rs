@@ -142,7 +142,7 @@ fn a_head_step_is_taken_where_it_is_supported() {
     assert!(!taken(DType::F16, MAX_ROWS + 1) && !taken(DType::F32, 1));
 }
 
-/// A sequence has the same bits in any company of up to eight, and of nine to sixteen.
+/// A sequence has the same bits in any company that the kernels take.
 #[test]
 fn block_steps_do_not_depend_on_the_company() {
     let ids: Vec<u32> = texts(&Truth::novels()).concat();
