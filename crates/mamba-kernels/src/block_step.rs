@@ -66,6 +66,8 @@ impl BlockStep<'_> {
         let (channels, dt_rank) = (self.dt_proj.outputs, self.dt_proj.inputs);
         let aligned = [&self.residual, &self.u, &self.xz, &self.y];
         takes(device, self.residual.rows, self.in_proj)
+            && params::step_ring(STEP_DEEP, params::step_chunks(channels)) + STATIC_SHARED
+                <= device.shared_memory()
             && channels.is_multiple_of(STEP_CHANNELS)
             && dt_rank.is_multiple_of(8)
             && dt_rank <= MAX_DT_RANK

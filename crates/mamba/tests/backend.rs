@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc};
 
-use mamba::backend::{Backend, Batch, View, ViewMut};
+use mamba::backend::{Backend, Batch, BlockStep, HeadStep, View, ViewMut};
 use mamba::checkpoint::{Checkpoint, Tensor};
 use mamba::config::Config;
 use mamba::engine::{Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task};
+use mamba::model::{Model, Slots, Workspace};
 use mamba::ops::causal_conv1d::CausalConv1d;
 use mamba::ops::norm::AddNorm;
 use mamba::ops::pool::Pool;
@@ -16,11 +17,15 @@ use mamba::{DType, Mamba, Result};
 
 type Counts = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 
-struct Counting(Counts);
+/// Counts calls. With `whole` it takes layers of one token a sequence whole, and says where their states lie.
+struct Counting {
+    counts: Counts,
+    whole: Option<Arc<Mutex<Vec<(usize, bool)>>>>,
+}
 
 impl Counting {
     fn count(&self, what: &'static str) -> Result<()> {
-        *self.0.lock().unwrap().entry(what).or_default() += 1;
+        *self.counts.lock().unwrap().entry(what).or_default() += 1;
         Ok(())
     }
 }
@@ -95,6 +100,23 @@ impl Backend for Counting {
         self.count("selective_scan")
     }
 
+    fn block_step(&mut self, tokens: &usize, op: BlockStep<Self>) -> Result<bool> {
+        let Some(states) = self.whole.as_ref().filter(|_| *tokens == 1) else { return Ok(false) };
+        states.lock().unwrap().push((op.state.offset, op.follows));
+        assert_eq!(
+            (op.residual.rows, op.xz.cols, op.in_proj.0),
+            (1, 2 * op.u.cols, op.xz.cols * op.residual.cols)
+        );
+        self.count("block_step")?;
+        Ok(true)
+    }
+
+    fn head_step(&mut self, op: HeadStep<Self>) -> Result<bool> {
+        assert_eq!(op.weight.0, op.residual.cols * op.logits.cols);
+        self.count("head_step")?;
+        Ok(self.whole.is_some())
+    }
+
     fn pool(&mut self, _: &usize, _: Pool<Length>) -> Result<()> {
         self.count("pool")
     }
@@ -124,7 +146,7 @@ fn model_and_engine_run_on_any_backend_and_allocate_nothing_within_a_step() {
     let config = Config::from_json(r#"{"d_model": 8, "n_layer": 3, "vocab_size": 16}"#).unwrap();
     let counts = Counts::default();
     let model = Mamba::with_backend(
-        Counting(counts.clone()),
+        Counting { counts: counts.clone(), whole: None },
         1,
         &Checkpoint::random(config, 1),
         None,
@@ -165,4 +187,43 @@ fn model_and_engine_run_on_any_backend_and_allocate_nothing_within_a_step() {
     assert!(matches!(ask(&model, embed), Output::Embeddings { dimensions: 8, .. }));
     assert!(matches!(ask(&model, Task::Score { input: Input::Ids(vec![1; 30]) }), Output::Scores { .. }));
     assert_eq!(counts.lock().unwrap()["alloc"], loaded["alloc"]);
+}
+
+/// Where the backend takes layers whole, nothing else is called, and every layer gets its own states.
+#[test]
+fn a_backend_may_take_a_whole_layer_of_a_step() {
+    let config = Config::from_json(r#"{"d_model": 8, "n_layer": 3, "vocab_size": 16}"#).unwrap();
+    let (counts, states) = (Counts::default(), Arc::default());
+    let mut backend = Counting { counts: counts.clone(), whole: Some(Arc::clone(&states)) };
+    let checkpoint = Checkpoint::random(config, 1);
+    let model = Model::load(&mut backend, &checkpoint, DType::F32, &mut |_| Ok(())).unwrap();
+    let mut slots = Slots::new(&mut backend, model.spec(), 2).unwrap();
+    let mut workspace = Workspace::new(&mut backend, model.config(), 16, 16).unwrap();
+    let of_layer = model.spec().elements() / 3;
+    let layers = [(0, false), (of_layer, true), (2 * of_layer, true)];
+    let called = |counts: &Counts| {
+        let counts = std::mem::take(&mut *counts.lock().unwrap());
+        counts.into_iter().map(|(what, count)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
+    };
+    called(&counts);
+
+    let mut batch = Batch::new();
+    batch.push(&[1], 0, true);
+    model.forward(&mut backend, &batch, &mut slots, &mut workspace).unwrap();
+    assert_eq!(called(&counts), "add_norm 1, block_step 3, embedding 1, plan 1");
+    assert_eq!(std::mem::take(&mut *states.lock().unwrap()), layers);
+
+    let mut rows = 0;
+    let choose = &mut |_: &mut Counting, logits: ViewMut<Length>, _: usize| {
+        rows += logits.rows;
+        Ok(())
+    };
+    model.decode(&mut backend, &1, 1, &mut slots, &mut workspace, choose).unwrap();
+    assert_eq!(called(&counts), "block_step 3, embedding 1, head_step 1");
+    assert_eq!((rows, &*states.lock().unwrap()), (1, &layers.to_vec()));
+
+    batch.push(&[1, 2], 1, true);
+    model.forward(&mut backend, &batch, &mut slots, &mut workspace).unwrap();
+    let composed = "add_norm 4, causal_conv1d 3, embedding 1, linear 12, plan 1, selective_scan 3";
+    assert_eq!(called(&counts), composed);
 }
