@@ -15,7 +15,7 @@ import { TokenNames } from './generation.js'
 import { listModels, showModel } from './models.js'
 import { openApiDocument } from './openapi.js'
 import { appOptionNames, readLimits, readModels, readStrings, type AppOptions } from './options.js'
-import { playgroundPage } from './playground.js'
+import { Playground, playgroundPage } from './playground.js'
 import { sessionId } from './schemas.js'
 import { MemorySessions, type SessionStore } from './session-store.js'
 import { Sessions } from './sessions.js'
@@ -116,6 +116,11 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   guarded('post', '/v1/chat/completions', (c) => chat(c, context))
   guarded('post', '/v1/embeddings', (c) => embeddings(c, context))
   guarded('delete', '/v1/sessions/:session', (c) => deleteSession(c, context))
+  if (options.playground !== undefined) {
+    const playground = new Playground(context)
+    guarded('get', '/playground/api/models', (c) => playground.models(c))
+    guarded('post', '/playground/api/generate', (c) => playground.generate(c))
+  }
   for (const [path, allowed] of methods) {
     app.all(path, () => {
       throw new ApiError(

@@ -40,7 +40,7 @@ export const sessionId = z
   .regex(/^[A-Za-z0-9_-]{1,128}$/, "expected 1 to 128 letters, digits, '_' and '-'")
   .describe('Keeps the context under this name, so that a later request computes only what is new.')
 
-const sampling = {
+export const sampling = {
   model: modelName,
   temperature: optional(z.number().min(0).max(2)).describe('0 is greedy. Default: 1.'),
   top_p: optional(z.number().min(0).max(1)),
