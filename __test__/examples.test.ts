@@ -61,6 +61,14 @@ test.serial('many users: twelve answers, and the introduction was computed once'
   t.true(Number(/(\d+) tokens of prompts were not/.exec(output)![1]) > 12 * 40, output)
 })
 
+test.serial('server: what a session knows is not computed again', async (t) => {
+  const output = await run('server.ts')
+  t.regex(
+    output,
+    /\(12 tokens of context, 12 of them computed\)[^]*\(56 tokens of context, 4 of them computed\)/,
+  )
+})
+
 test.serial('none is left out', (t) => {
   t.deepEqual([...tested].toSorted(), readdirSync(join(root, 'examples')).toSorted())
 })

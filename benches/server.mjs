@@ -3,7 +3,7 @@
 // minutes. The clients are a process of their own, on the same processors.
 import { spawn } from 'node:child_process'
 import { execFileSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
 import { cpus } from 'node:os'
 import { fileURLToPath } from 'node:url'
@@ -13,8 +13,8 @@ import { randomTensors, writeConfig, writeSafetensors } from '../__test__/helper
 const root = fileURLToPath(new URL('..', import.meta.url))
 process.chdir(root)
 const STREAMS = 32
-const TOKENS = 64
-const ROUNDS = 3
+const TOKENS = 48
+const ROUNDS = 9
 // The 130m shape with the default model's tokenizer, so with its vocabulary: a token costs less, serving the same.
 const shape = { d_model: 768, n_layer: 24, vocab_size: 8192 }
 const prompt = 'It was a dark and stormy night, and the ship '.repeat(3)
@@ -36,6 +36,12 @@ function checkpoint() {
   copyFileSync('models/mamba-novels-7m/tokenizer.json', `${folder}/tokenizer.json`)
   writeSafetensors(`${folder}/model.safetensors`, randomTensors(shape), 'BF16')
   return folder
+}
+
+/** Processor time of a process's main thread so far, on Linux. */
+function mainThreadMicroseconds(pid) {
+  const fields = readFileSync(`/proc/${pid}/task/${pid}/stat`, 'utf8').split(') ')[1].split(' ')
+  return (Number(fields[11]) + Number(fields[12])) * 10_000 // utime and stime, in hundredths of a second
 }
 
 /** The role of the clients' process: asks, reads everything, and says how long it took. */
@@ -70,8 +76,12 @@ async function clients(port) {
 
 const next = (child) =>
   new Promise((resolve, reject) => {
-    child.once('message', resolve)
-    child.once('exit', (code) => reject(new Error(`a process ended with ${code}`)))
+    const ended = (code) => reject(new Error(`a process ended with ${code}`))
+    child.once('exit', ended)
+    child.once('message', (message) => {
+      child.off('exit', ended)
+      resolve(message)
+    })
   })
 
 async function measure(name, source) {
@@ -108,11 +118,13 @@ async function measure(name, source) {
   }
   await library()
   await served()
+  const before = mainThreadMicroseconds(server.pid)
   const rates = { library: [], server: [] }
   for (let i = 0; i < ROUNDS; i++) {
     rates.library.push(Math.round(await library()))
     rates.server.push(Math.round(await served()))
   }
+  const perToken = (mainThreadMicroseconds(server.pid) - before) / (ROUNDS * STREAMS * TOKENS)
   const first = []
   for (const words of [8, 400]) {
     const text = 'The ship '.repeat(words / 2)
@@ -143,6 +155,8 @@ async function measure(name, source) {
     threads: model.threads,
     tokensPerSecond: rates,
     serverOverLibrary: Number((median(rates.server) / median(rates.library)).toFixed(3)),
+    // Of JavaScript and of writing to the sockets; the model computes on threads of its own.
+    mainThreadMicrosecondsPerToken: Math.round(perToken),
     first,
   }
   console.log(JSON.stringify(row, null, 1))
