@@ -312,7 +312,7 @@ test('completion works in bash', (t) => {
   writeFileSync(join(folder, 'bin/node-mamba'), `#!/bin/sh\nexec '${node}' '${main}' "$@"\n`, { mode: 0o755 })
   const script = `
     # Of the package bash-completion, which the script needs.
-    _get_comp_words_by_ref() { words=("\${COMP_WORDS[@]}"); cword=\$COMP_CWORD; cur=\${words[cword]}; }
+    _get_comp_words_by_ref() { words=("\${COMP_WORDS[@]}"); cword=$COMP_CWORD; cur=\${words[cword]}; }
     source <(node-mamba completion bash)
     COMP_WORDS=(node-mamba run --dev); COMP_CWORD=2; COMP_LINE='node-mamba run --dev'; COMP_POINT=\${#COMP_LINE}
     $(complete -p node-mamba | sed 's/.*-F \\([^ ]*\\).*/\\1/') node-mamba --dev run
@@ -368,5 +368,5 @@ testInTerminal('colours and progress: in a terminal only, and not with NO_COLOR'
   const bench = ['bench', '--prompt', '512', '--tokens', '16', '--rounds', '5']
   const shown = (await startInTerminal(bench).ended).stdout
   t.regex(shown, /measuring .*█+.*░+ +\d+ % decode/)
-  t.regex(shown, /\r\x1b\[Kdefault, /, 'the bar has gone before the result')
+  t.true(shown.includes('\r\x1b[Kdefault, '), 'the bar has gone before the result')
 })
