@@ -196,17 +196,15 @@ test('killed again and again, it goes on without loss or repeat, in constant mem
     memory.push(seen)
     // Killed in mid-work 4 times, at sizes that no batch ends at; then it may end.
     const enough = kills < 4 ? Math.max(((kills + 1) / 6) * count * 430, from + 1) : Infinity
-    let done = false
-    const outcome = program.ended.finally(() => (done = true))
-    while (!done && size() < enough) {
+    while (program.child.exitCode === null && size() < enough) {
       seen.push(residentMiB(program.child.pid!))
       await new Promise((resolve) => setTimeout(resolve, 20))
     }
-    if (!done) {
+    if (program.child.exitCode === null) {
       program.child.kill('SIGKILL')
       kills++
     }
-    const { status, signal, stderr } = await outcome
+    const { status, signal, stderr } = await program.ended
     if (signal !== 'SIGKILL') {
       t.deepEqual([status, stderr], [0, ''])
       ended = true

@@ -54,6 +54,14 @@ test.serial('embed: the text about the sea is nearest to a sea voyage', async (t
   t.regex(lines[0]!, /^0\.\d+ The sailors/)
 })
 
+test.serial('server: what a session knows is not computed again', async (t) => {
+  const output = await run('server.ts')
+  t.regex(
+    output,
+    /\(12 tokens of context, 12 of them computed\)[^]*\(56 tokens of context, 4 of them computed\)/,
+  )
+})
+
 test.serial('none is left out', (t) => {
   t.deepEqual([...tested].toSorted(), readdirSync(join(root, 'examples')).toSorted())
 })

@@ -53,7 +53,7 @@ test('models with names, a template, keys, limits and sessions on disk', async (
     t,
     ...['-m', 'small=default', '-m', './models/mamba-novels-7m', '--api-key-file', keys],
     ...['--chat-template', template, '--sessions', sessions, '--cors-origin', 'https://page.example'],
-    ...['--max-tokens', '5', '--max-prompt-tokens', '10', '--max-body', '2000', '--queue', '2'],
+    ...['--max-tokens', '5', '--max-prompt-tokens', '20', '--max-body', '2000', '--queue', '2'],
   )
   const key = { authorization: 'Bearer second-key' }
   t.is((await post('/v1/completions', completion)).status, 401)

@@ -70,8 +70,12 @@ async function clients(port) {
 
 const next = (child) =>
   new Promise((resolve, reject) => {
-    child.once('message', resolve)
-    child.once('exit', (code) => reject(new Error(`a process ended with ${code}`)))
+    const ended = (code) => reject(new Error(`a process ended with ${code}`))
+    child.once('exit', ended)
+    child.once('message', (message) => {
+      child.off('exit', ended)
+      resolve(message)
+    })
   })
 
 async function measure(name, source) {
