@@ -343,12 +343,23 @@ test('Ctrl-C ends a run with 130, and SIGTERM with 143; what was said by then is
   }
 })
 
+/** Rejects after so many milliseconds. */
+function timeout(milliseconds: number, what: string): Promise<never> {
+  return new Promise((_, reject) =>
+    setTimeout(() => reject(new Error(`${what} goes on`)), milliseconds).unref(),
+  )
+}
+
 test('Ctrl-C while it waits for standard input', async (t) => {
-  const program = start(['score'])
-  await new Promise((resolve) => setTimeout(resolve, 300))
-  program.child.kill('SIGINT')
-  const { status, stdout, stderr } = await program.ended
-  t.deepEqual([status, stdout, stderr], [130, '', ''])
+  for (const command of ['score', 'run', 'embed', 'chat']) {
+    const program = start([command])
+    program.child.stdin.write('"half')
+    // Until it waits; there is nothing to see of that.
+    await new Promise((resolve) => setTimeout(resolve, 1500))
+    program.child.kill('SIGINT')
+    const ended = program.ended.then(({ status, stdout, stderr }) => [status, stdout, stderr])
+    t.deepEqual(await Promise.race([ended, timeout(20_000, command)]), [130, '', ''], command)
+  }
 })
 
 test('a reader that has gone ends it quietly', async (t) => {
