@@ -4,12 +4,12 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
-import { program, run } from './helpers/cli.js'
+import { program, run, testPosix } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
 
 const text = readFileSync(fileURLToPath(new URL('../docs/cli.md', import.meta.url)), 'utf8')
 
-test('every block of docs/cli.md runs', (t) => {
+testPosix('every block of docs/cli.md runs', (t) => {
   const folder = temporaryFolder(t)
   mkdirSync(join(folder, 'bin'))
   const script = `#!/bin/sh\nexec '${process.execPath}' '${program}' "$@"\n`

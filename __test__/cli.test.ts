@@ -4,7 +4,7 @@ import { copyFileSync, mkdirSync, readFileSync, truncateSync, writeFileSync } fr
 import { join } from 'node:path'
 import test from 'ava'
 import { Mamba, version } from 'node-mamba'
-import { run, start, startInTerminal, testInTerminal } from './helpers/cli.js'
+import { run, start, startInTerminal, testInTerminal, testPosix } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
 import { modelFolder, useModel } from './helpers/model.js'
 
@@ -304,7 +304,7 @@ test('completion: what the shells ask for, and their scripts', (t) => {
   }
 })
 
-test('completion works in bash', (t) => {
+testPosix('completion works in bash', (t) => {
   const folder = temporaryFolder(t)
   mkdirSync(join(folder, 'bin'))
   const node = process.execPath
@@ -324,24 +324,27 @@ test('completion works in bash', (t) => {
   t.regex(stdout, /^--device/, stderr)
 })
 
-test('Ctrl-C ends a run with 130, and SIGTERM with 143; what was said by then is in the session', async (t) => {
-  const folder = temporaryFolder(t)
-  for (const [signal, expected] of [
-    ['SIGINT', 130],
-    ['SIGTERM', 143],
-  ] as const) {
-    const file = join(folder, signal)
-    const program = start(['run', 'It was', '-n', '100000', '--session', file])
-    await program.until((out) => out.length > 200)
-    program.child.kill(signal)
-    const { status, stdout, stderr } = await program.ended
-    t.deepEqual([status, stderr], [expected, ''])
-    const session = await model().restore(file)
-    const said = model().tokenizer.encode(`It was${stdout.trimEnd()}`)
-    t.true(Math.abs(session.tokens - said.length) < 20, `${session.tokens} of ${said.length}`)
-    t.true(stdout.endsWith('\n'))
-  }
-})
+testPosix(
+  'Ctrl-C ends a run with 130, and SIGTERM with 143; what was said by then is in the session',
+  async (t) => {
+    const folder = temporaryFolder(t)
+    for (const [signal, expected] of [
+      ['SIGINT', 130],
+      ['SIGTERM', 143],
+    ] as const) {
+      const file = join(folder, signal)
+      const program = start(['run', 'It was', '-n', '100000', '--session', file])
+      await program.until((out) => out.length > 200)
+      program.child.kill(signal)
+      const { status, stdout, stderr } = await program.ended
+      t.deepEqual([status, stderr], [expected, ''])
+      const session = await model().restore(file)
+      const said = model().tokenizer.encode(`It was${stdout.trimEnd()}`)
+      t.true(Math.abs(session.tokens - said.length) < 20, `${session.tokens} of ${said.length}`)
+      t.true(stdout.endsWith('\n'))
+    }
+  },
+)
 
 /** Rejects after so many milliseconds. */
 function timeout(milliseconds: number, what: string): Promise<never> {
@@ -350,7 +353,7 @@ function timeout(milliseconds: number, what: string): Promise<never> {
   )
 }
 
-test('Ctrl-C while it waits for standard input', async (t) => {
+testPosix('Ctrl-C while it waits for standard input', async (t) => {
   for (const command of ['score', 'run', 'embed', 'chat']) {
     const program = start([command])
     program.child.stdin.write('"half')
@@ -362,7 +365,7 @@ test('Ctrl-C while it waits for standard input', async (t) => {
   }
 })
 
-test('a reader that has gone ends it quietly', async (t) => {
+testPosix('a reader that has gone ends it quietly', async (t) => {
   const program = start(['run', 'It was', '-n', '100000'])
   await program.until((out) => out.length > 100)
   program.child.stdout.destroy()
