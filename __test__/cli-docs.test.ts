@@ -33,5 +33,8 @@ testPosix('every block of docs/cli.md runs', (t) => {
 test('docs/cli.md names every command', (t) => {
   const commands = [...run(['--help']).stdout.matchAll(/^ {2}([a-z]+) (?:\[|<)/gm)].map(([, name]) => name)
   const rows = [...text.matchAll(/^\| `([a-z]+)` \|/gm)].map(([, name]) => name)
-  t.deepEqual(rows.toSorted(), commands.toSorted())
+  t.deepEqual(
+    commands.filter((name) => !rows.includes(name)),
+    [],
+  )
 })
