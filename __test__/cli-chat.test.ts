@@ -2,7 +2,7 @@
 import { cpSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
-import { run, start, startInTerminal, testInTerminal } from './helpers/cli.js'
+import { run, start, startInTerminal, testInTerminal, testPosix } from './helpers/cli.js'
 import { temporaryFolder } from './helpers/folder.js'
 import { modelFolder, useModel } from './helpers/model.js'
 
@@ -90,7 +90,7 @@ test('the chat template of the checkpoint is used, and a state is gone on with u
   t.deepEqual(said, [messages[1]!.content, messages[3]!.content])
 })
 
-test('a signal in mid-reply ends it with 130; the conversation is saved', async (t) => {
+testPosix('a signal in mid-reply ends it with 130; the conversation is saved', async (t) => {
   const file = join(temporaryFolder(t), 'talk.session')
   const program = start(['chat', '-n', '100000', '--session', file])
   program.child.stdin.write('Hello\n')

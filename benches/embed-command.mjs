@@ -3,7 +3,7 @@
 // benches/results/embed-command.json. Run it on a quiet machine, after npm run build.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { cpus, tmpdir } from 'node:os'
+import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Mamba } from '../dist/index.js'
 
@@ -51,6 +51,7 @@ const record = {
   clean: git('status', '--porcelain') === '',
   processor: cpus()[0].model,
   cores: cpus().length,
+  load: loadavg()[0], // with the bench's own
   node: process.version,
   texts: count,
   unit: 'texts/s',

@@ -17,7 +17,7 @@ const { url } = JSON.parse(String((await once(server.stdout, 'data'))[0]))
 const browser = await chromium.launch({ executablePath, args: ['--no-sandbox'] })
 try {
   for (const colorScheme of ['light', 'dark']) {
-    const page = await browser.newPage({ viewport: { width: 1200, height: 860 }, colorScheme })
+    const page = await browser.newPage({ viewport: { width: 1200, height: 940 }, colorScheme })
     page.on('console', (message) => console.log(message.text()))
     const shoot = async (name) => {
       await page.screenshot({ path: `${folder}/playground-${name}${colorScheme}.png` })

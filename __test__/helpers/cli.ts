@@ -50,6 +50,9 @@ export function startInTerminal(args: string[], env: Record<string, string> = {}
   return follow(spawn('script', ['-qec', quoted, '/dev/null'], { env: variables }))
 }
 
+/** A test that needs POSIX's signals and shells. */
+export const testPosix = process.platform === 'win32' ? test.skip : test
+
 /** A test that needs a terminal: util-linux's `script` makes one. */
 export const testInTerminal = process.platform === 'linux' ? test : test.skip
 

@@ -1,11 +1,18 @@
+import { addAbortSignal } from 'node:stream'
 import { text } from 'node:stream/consumers'
 import { MambaError, type MambaErrorCode } from '../errors.js'
+import { interrupted } from './interrupt.js'
 
 /** The text of an argument, or of standard input where it is missing or `-`. */
 export async function textOf(argument: string | undefined, what: string): Promise<string> {
   if (argument !== undefined && argument !== '-') return argument
   if (process.stdin.isTTY) process.stderr.write(`reading the ${what} from the terminal; Ctrl-D ends it\n`)
-  return text(process.stdin)
+  try {
+    return await text(addAbortSignal(interrupted, process.stdin))
+  } catch (error) {
+    if (interrupted.aborted) throw new MambaError('ABORTED', `the ${what} was not complete`, { cause: error })
+    throw fileError(error, 'standard input')
+  }
 }
 
 /** An error of the operating system about a file, as the library would have it. */

@@ -8,7 +8,7 @@ import type { Session } from '../session.js'
 import { toPath } from '../source.js'
 import { readBody } from './body.js'
 import type { Env, Exchange, ServedModel, ServerContext } from './context.js'
-import { Choices, type TokenNames, checkMaxTokens, checkPromptTokens, generateOptions } from './generation.js'
+import { Choices, checkMaxTokens, checkPromptTokens, generateOptions, type TokenNames } from './generation.js'
 import { sampling } from './schemas.js'
 import { event, eventStream } from './sse.js'
 
@@ -99,7 +99,6 @@ export class Playground {
       const options = { ...generateOptions(body, 0, exchange.signal), logprobs: alternatives }
       const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })])
       await choices.started() // an error before the first token is an answer of its own
-      const { names } = served
       let first = true
       return eventStream(c, this.#context, exchange, async () => {
         const happened = await choices.next()
@@ -107,7 +106,7 @@ export class Playground {
         const head = first ? event(start) : ''
         first = false
         const lines = happened.map((one) => {
-          if ('token' in one) return event(tokenEvent(one.token, names))
+          if ('token' in one) return event(tokenEvent(one.token, served.names))
           const { finishReason, usage } = one.completion
           this.#context.metrics.tokens(served.name, {
             prompt: start.computed,

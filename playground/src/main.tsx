@@ -4,7 +4,6 @@ import { listModels, Refused, setKey, type Model } from './api.js'
 import { Compare } from './compare.js'
 import { Embed } from './embed.js'
 import { grouped } from './numbers.js'
-import './style.css'
 import { Write } from './write.js'
 
 const tabs = { Write, Compare, Embed }

@@ -31,7 +31,9 @@ export function State({ generated }: { generated: Generated }) {
       </div>
       <div>
         <dt>Speed</dt>
-        <dd>{rate === undefined ? '…' : `${grouped(rate)} tokens/s`}</dd>
+        <dd>
+          {rate === undefined ? '…' : grouped(rate)} <small>tokens/s</small>
+        </dd>
       </div>
     </dl>
   )

@@ -111,7 +111,7 @@ function TokenButton(props: {
   return (
     <span
       role="button"
-      class={`token ${step(token.logprob)}${token.chosen ? ' chosen' : ''}`}
+      class={`token ${step(token.logprob)}${token.chosen ? ' chosen' : ''}${token.text.startsWith('\n') ? ' break' : ''}`}
       data-index={index}
       tabIndex={tabbable ? 0 : -1}
       aria-pressed={pressed}
@@ -142,9 +142,9 @@ function Alternatives(props: {
   return (
     <section class="alternatives" aria-label={`Token ${index + 1}`}>
       <header>
-        <h3>
+        <h2>
           Token {index + 1} <code>{visible(token.text)}</code> {percent(token.logprob)}
-        </h3>
+        </h2>
         <button type="button" class="quiet" disabled={disabled} onClick={onDrawAnew}>
           Regenerate from here
         </button>
@@ -159,9 +159,9 @@ function Alternatives(props: {
               type="button"
               class={other.id === token.id ? 'alternative current' : 'alternative'}
               disabled={disabled}
-              aria-label={`Go on with ${visible(other.text)}, ${percent(other.logprob)}`}
               onClick={() => onChoose({ ...other, top: token.top, chosen: true })}
             >
+              <span class="unseen">Go on with </span>
               <code>{visible(other.text)}</code>
               <span class="share" aria-hidden="true">
                 <span style={{ width: `${Math.exp(other.logprob) * 100}%` }} />

@@ -67,12 +67,13 @@ export function Prompt(props: {
       <label for="prompt">Prompt</label>
       <textarea id="prompt" rows={3} value={value} onInput={(event) => onInput(event.currentTarget.value)} />
       <div class="buttons">
+        {/* Keys: were it one button, the click that stops would find it a submit button, and submit. */}
         {busy ? (
-          <button type="button" class="stop" onClick={onStop}>
+          <button key="stop" type="button" class="stop" onClick={onStop}>
             Stop
           </button>
         ) : (
-          <button type="submit" class="main" disabled={value === ''}>
+          <button key="generate" type="submit" class="main" disabled={value === ''}>
             Generate
           </button>
         )}
