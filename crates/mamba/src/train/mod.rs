@@ -36,7 +36,8 @@ pub struct TrainBatch {
     pub targets: Vec<i32>,
     /// Sequence `i` is `ids[cu_seqlens[i] .. cu_seqlens[i + 1]]`; begins with 0.
     pub cu_seqlens: Vec<usize>,
-    /// Whether sequence `i` goes on from the state that sequence `i` of the last batch ended with. Empty: none does.
+    /// Whether sequence `i` goes on from the state that sequence `i` of the last batch ended with. Empty: none does, and
+    /// the states that this batch ends with are not kept.
     pub carried: Vec<bool>,
 }
 

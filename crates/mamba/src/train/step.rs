@@ -47,7 +47,7 @@ impl<B: TrainBackend> Trainer<B> {
             Some(_) => (0..batch.sequences()).filter(fresh).collect(),
             None => Vec::new(),
         };
-        if batch.carried.contains(&true) || self.layout.initial_state.is_some() {
+        if !batch.carried.is_empty() || self.layout.initial_state.is_some() {
             self.states.reserve(&mut self.backend, batch.sequences())?;
         }
         let plan = self.plan(batch)?;

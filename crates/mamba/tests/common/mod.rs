@@ -5,6 +5,7 @@ pub mod cuda;
 pub mod model;
 pub mod ops;
 pub mod sampling;
+pub mod training;
 
 use std::path::{Path, PathBuf};
 
