@@ -6,6 +6,8 @@
 //! where channels are few, sequences are cut in time to fill the device; results then agree to 1e-5 (f32). With
 //! [`Cuda::deterministic`] neither is so, and results are equal to the bit in any batch.
 
+mod train;
+
 use mamba_kernels as kernels;
 use mamba_kernels::linear::{Product, Weight};
 use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};

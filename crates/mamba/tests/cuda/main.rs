@@ -6,6 +6,7 @@ mod common;
 mod gradients;
 mod launchers;
 mod sampling;
+mod training;
 
 use std::sync::mpsc;
 
