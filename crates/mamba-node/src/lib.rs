@@ -14,6 +14,7 @@ mod load;
 mod model;
 mod probe;
 mod session;
+mod stats;
 
 use napi_derive::napi;
 

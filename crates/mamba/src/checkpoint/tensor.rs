@@ -167,7 +167,7 @@ pub struct Tensor {
 #[derive(Clone, Debug)]
 enum Data {
     File { source: Arc<Source>, offset: u64, stored: Stored },
-    Memory(Arc<[f32]>),
+    Memory { values: Arc<[f32]>, from: usize },
 }
 
 impl Tensor {
@@ -178,7 +178,19 @@ impl Tensor {
     #[must_use]
     pub fn from_memory(name: &str, shape: Vec<usize>, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "values of {name} {shape:?}");
-        Self { name: name.into(), shape, data: Data::Memory(values.into()) }
+        Self::window(name, shape, values.into(), 0)
+    }
+
+    /// A tensor of the values from `from` on, of which others may be made, too: weights for benches, of any size in no
+    /// time.
+    ///
+    /// # Panics
+    /// If there are fewer values than the shape has.
+    #[must_use]
+    pub fn window(name: &str, shape: Vec<usize>, values: Arc<[f32]>, from: usize) -> Self {
+        let end = from + shape.iter().product::<usize>();
+        assert!(end <= values.len(), "values {from} to {end} of {} for {name} {shape:?}", values.len());
+        Self { name: name.into(), shape, data: Data::Memory { values, from } }
     }
 
     /// A tensor at `offset` of a file. That it lies within the file is checked here.
@@ -215,7 +227,7 @@ impl Tensor {
     pub fn stored(&self) -> Stored {
         match &self.data {
             Data::File { stored, .. } => *stored,
-            Data::Memory(_) => Stored::F32,
+            Data::Memory { .. } => Stored::F32,
         }
     }
 
@@ -231,8 +243,8 @@ impl Tensor {
             });
         }
         match &self.data {
-            Data::Memory(values) => {
-                out.copy_from_slice(&values[start..start + out.len()]);
+            Data::Memory { values, from } => {
+                out.copy_from_slice(&values[from + start..][..out.len()]);
                 Ok(())
             }
             Data::File { source, offset, stored: Stored::Quantized(format) } => {
@@ -243,6 +255,23 @@ impl Tensor {
                 source.with(from, len, |bytes| stored.to_f32(bytes, out))
             }
         }
+    }
+
+    /// Reads `bytes` of the tensor as they are stored (little endian, row-major), from byte `start` of it on.
+    /// Nothing is done, and false returned, for a tensor in memory.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_f32`].
+    pub fn read_stored(&self, start: usize, bytes: &mut [u8]) -> Result<bool> {
+        let Data::File { source, offset, stored } = &self.data else { return Ok(false) };
+        let whole = stored.tensor_bytes(&self.shape).unwrap_or_default();
+        if (start as u64).checked_add(bytes.len() as u64).is_none_or(|end| end > whole) {
+            return Err(Error::Internal {
+                message: format!("{} bytes from {start} of `{}` {:?}", bytes.len(), self.name, self.shape),
+            });
+        }
+        source.with(offset + start as u64, bytes.len(), |stored| bytes.copy_from_slice(stored))?;
+        Ok(true)
     }
 
     /// Row by row, from the block on in which the part that is asked for begins.

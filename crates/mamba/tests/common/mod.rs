@@ -1,11 +1,14 @@
 //! What the integration tests share.
 #![allow(dead_code)]
 
+pub mod ahead;
 pub mod cuda;
 pub mod model;
 pub mod ops;
+pub mod requests;
 pub mod sampling;
 pub mod training;
+pub mod watched;
 
 use std::path::{Path, PathBuf};
 
