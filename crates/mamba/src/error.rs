@@ -156,6 +156,18 @@ pub enum Error {
         /// The index in the sequence that the token would have had.
         position: u64,
     },
+    /// Training went on with gradients that were not finite for more steps than were allowed.
+    #[error(
+        "the gradients of {skipped} steps in a row, up to step {step}, were not finite (norm {grad_norm}), expected finite ones: a lower learning rate, a longer warm-up or a smaller clip may help"
+    )]
+    TrainingDiverged {
+        /// The last step.
+        step: u64,
+        /// How many were skipped.
+        skipped: u64,
+        /// The last one's norm.
+        grad_norm: f32,
+    },
     /// A text's vector holds NaN or infinity.
     #[error(
         "the vector of input {index} is not finite, expected finite numbers (loading with `validate: true` finds weights that are not finite)"
@@ -266,6 +278,7 @@ impl Error {
             Self::EmptyPrompt { .. } => "EMPTY_PROMPT",
             Self::OptionInvalid { .. } => "OPTION_INVALID",
             Self::LogitsNotFinite { .. } => "LOGITS_NOT_FINITE",
+            Self::TrainingDiverged { .. } => "TRAINING_DIVERGED",
             Self::VectorNotFinite { .. } => "VECTOR_NOT_FINITE",
             Self::ModelDisposed => "MODEL_DISPOSED",
             Self::Aborted => "ABORTED",

@@ -1,4 +1,4 @@
-//! Mamba (selective state space) models: load, run, embed, serve. No Node in here.
+//! Mamba (selective state space) models: load, run, embed, serve, train. No Node in here.
 //!
 //! Data flows one way: text → ids → model → ids or vectors → text; nothing below reaches up.
 #![deny(missing_docs)]
@@ -19,6 +19,7 @@ pub mod model;
 pub mod ops;
 pub mod quantize;
 pub mod text;
+pub mod train;
 
 pub use dtype::DType;
 pub use engine::Mamba;

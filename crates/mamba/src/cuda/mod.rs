@@ -8,6 +8,7 @@
 
 mod decoder;
 mod load;
+mod train;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
