@@ -18,6 +18,7 @@ pub mod model;
 pub mod ops;
 pub mod quantize;
 pub mod text;
+pub mod train;
 
 pub use dtype::DType;
 pub use engine::Mamba;

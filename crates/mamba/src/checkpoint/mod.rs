@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 pub use save::save;
+pub(crate) use tensor::read_exact_at;
 pub use tensor::{Stored, Tensor};
 
 use crate::config::Config;

@@ -1,0 +1,3 @@
+//! Training: data, the step, runs.
+
+pub mod data;
