@@ -70,6 +70,17 @@ impl<'a, T> ViewMut<'a, T> {
     pub fn dense(buffer: &'a mut T, rows: usize, cols: usize) -> Self {
         Self { buffer, offset: 0, rows, cols, stride: cols }
     }
+
+    /// The same, to be used again afterwards.
+    pub fn again(&mut self) -> ViewMut<'_, T> {
+        ViewMut {
+            buffer: &mut *self.buffer,
+            offset: self.offset,
+            rows: self.rows,
+            cols: self.cols,
+            stride: self.stride,
+        }
+    }
 }
 
 /// One tensor of every slot's state, read as the initial state and overwritten with the last one.

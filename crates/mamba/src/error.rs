@@ -156,6 +156,18 @@ pub enum Error {
         /// The index in the sequence that the token would have had.
         position: u64,
     },
+    /// Training went on with gradients that were not finite for more steps than were allowed.
+    #[error(
+        "the gradients of {skipped} steps in a row, up to step {step}, were not finite (norm {grad_norm}), expected finite ones: a lower learning rate, a longer warm-up or a smaller clip may help"
+    )]
+    TrainingDiverged {
+        /// The last step.
+        step: u64,
+        /// How many were skipped.
+        skipped: u64,
+        /// The last one's norm.
+        grad_norm: f32,
+    },
     /// The model was disposed of.
     #[error("the model was disposed of; load it again to use it")]
     ModelDisposed,
@@ -310,6 +322,7 @@ impl Error {
             Self::EmptyPrompt { .. } => "EMPTY_PROMPT",
             Self::OptionInvalid { .. } => "OPTION_INVALID",
             Self::LogitsNotFinite { .. } => "LOGITS_NOT_FINITE",
+            Self::TrainingDiverged { .. } => "TRAINING_DIVERGED",
             Self::ModelDisposed => "MODEL_DISPOSED",
             Self::Aborted => "ABORTED",
             Self::QueueFull { .. } => "QUEUE_FULL",

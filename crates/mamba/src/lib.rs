@@ -1,4 +1,4 @@
-//! Mamba (selective state space) models: load, run, embed, serve. No Node in here.
+//! Mamba (selective state space) models: load, run, embed, serve, train. No Node in here.
 //!
 //! Data flows one way: text → ids → model → ids or vectors → text; nothing below reaches up.
 #![deny(missing_docs)]

@@ -9,6 +9,7 @@
 //! Where a value's bits could depend on how work is split, they do not: every sum runs in one order whatever
 //! the number of rows, sequences or threads, so the same input gives the same bits in any batch.
 
+pub mod adamw;
 pub mod causal_conv1d;
 pub mod cross_entropy;
 pub mod embedding;

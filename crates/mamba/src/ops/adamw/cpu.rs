@@ -1,0 +1,1 @@
+//! One pass over all tensors, in parallel over pieces of them.
