@@ -158,6 +158,29 @@ impl Batches {
         Ok(batch)
     }
 
+    /// The same, for looking at data rather than learning from them: windows follow one another from the beginning, and
+    /// the second epoch is `None`.
+    ///
+    /// # Errors
+    /// What reading the file gives.
+    pub fn in_order(&mut self, number: u64) -> Result<Option<TokenBatch>> {
+        let Layout { rows, length, order, .. } = self.layout;
+        if order != Order::Windows {
+            return if number < self.per_epoch() { self.batch(number).map(Some) } else { Ok(None) };
+        }
+        let mut batch = TokenBatch { cu_seqlens: vec![0], ..TokenBatch::default() };
+        let mut tokens = vec![0; length + 1];
+        for row in 0..rows as u64 {
+            let from = (number * rows as u64 + row) * length as u64;
+            if from + length as u64 >= self.tokens {
+                break;
+            }
+            self.read_across(from, &mut tokens)?;
+            batch.push(&tokens, None);
+        }
+        Ok((!batch.ids.is_empty()).then_some(batch))
+    }
+
     /// Reads tokens of the spans as if they lay end to end.
     fn read_across(&self, mut from: u64, mut out: &mut [u32]) -> Result<()> {
         for span in &self.spans {
@@ -278,6 +301,13 @@ mod tests {
         }
         // All of the 84 places are drawn.
         assert_eq!(places, (0..84).collect());
+        // Looked at in order: 6 whole windows.
+        let firsts = |batch: TokenBatch| -> Vec<u32> {
+            batch.cu_seqlens.iter().map_while(|at| batch.ids.get(*at)).copied().collect()
+        };
+        assert_eq!(firsts(batches.in_order(0).unwrap().unwrap()), [stream[0], stream[16], stream[32]]);
+        assert_eq!(firsts(batches.in_order(1).unwrap().unwrap()), [stream[48], stream[64], stream[80]]);
+        assert_eq!(batches.in_order(2).unwrap(), None);
     }
 
     #[test]

@@ -224,7 +224,7 @@ pub fn prepare(
 }
 
 /// A line of JSON lines.
-pub(super) enum Document {
+enum Document {
     Text(String),
     Ids(Vec<u32>),
 }
@@ -296,7 +296,10 @@ fn read_text(path: &Path, take: &mut dyn FnMut(&str) -> Result<()>) -> Result<()
 }
 
 /// Lines that are not blank, with their numbers from 1.
-pub(super) fn read_lines(path: &Path, take: &mut dyn FnMut(&str, usize) -> Result<()>) -> Result<()> {
+pub(in crate::train) fn read_lines(
+    path: &Path,
+    take: &mut dyn FnMut(&str, usize) -> Result<()>,
+) -> Result<()> {
     let io = |source| Error::io("read", path, source);
     let mut file = BufReader::with_capacity(1 << 20, File::open(path).map_err(io)?);
     let (mut line, mut number) = (Vec::new(), 0);

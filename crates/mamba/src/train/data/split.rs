@@ -47,7 +47,7 @@ pub fn split(file: &TokenFile, fraction: f64, seed: u64) -> (Vec<Span>, Vec<Span
 const HELD_OUT: u64 = 0x6865_6c64_006f_7574;
 
 /// 0 … n − 1 in an order drawn by `seed` (Fisher and Yates).
-pub(super) fn permutation(n: usize, seed: u64) -> Vec<u32> {
+pub(in crate::train) fn permutation(n: usize, seed: u64) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     for i in (1..n).rev() {
         let j = (uniform(seed, i as u64) * (i + 1) as f64) as usize;
