@@ -4,6 +4,7 @@ pub mod math;
 pub mod memory;
 pub mod simd;
 pub mod threads;
+mod train;
 
 use std::marker::PhantomData;
 
@@ -22,6 +23,7 @@ pub struct Cpu {
     level: Level,
     deterministic: bool,
     scratch: ops::linear::cpu::Scratch,
+    matmul: ops::linear::matmul::Scratch,
 }
 
 impl Cpu {
@@ -45,8 +47,13 @@ impl Cpu {
                 reason: "this processor does not have these instructions".into(),
             });
         }
-        let scratch = ops::linear::cpu::Scratch::default();
-        Ok(Self { threads: Threads::new(threads.max(1))?, level, deterministic: false, scratch })
+        Ok(Self {
+            threads: Threads::new(threads.max(1))?,
+            level,
+            deterministic: false,
+            scratch: ops::linear::cpu::Scratch::default(),
+            matmul: ops::linear::matmul::Scratch::default(),
+        })
     }
 
     /// Uses only kernels whose results do not depend on the number of rows: everything but the tile unit for bf16.
@@ -122,7 +129,7 @@ impl Backend for Cpu {
         bias: Option<&Self::Buffer>,
         out: ViewMut<Self::Buffer>,
     ) -> Result<()> {
-        let Self { threads, level, deterministic, scratch } = self;
+        let Self { threads, level, deterministic, scratch, .. } = self;
         let means =
             ops::linear::cpu::Means { threads, level: *level, deterministic: *deterministic, scratch };
         ops::linear::cpu::linear(means, x, weight, bias.map(|bias| &**bias), out)
@@ -147,7 +154,7 @@ impl Backend for Cpu {
         plan: &Plan,
         op: ops::selective_scan::SelectiveScan<Self::Buffer>,
     ) -> Result<()> {
-        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, &plan.0, op)
+        ops::selective_scan::cpu::selective_scan(&mut self.threads, self.level, &plan.0, op, None)
     }
 
     fn pool(&mut self, plan: &Plan, op: ops::pool::Pool<Self::Buffer>) -> Result<()> {

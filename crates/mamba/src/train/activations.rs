@@ -1,10 +1,11 @@
 //! Room for the activations of one batch and their gradients, allocated once.
 
 use super::TrainOptions;
-use super::backend::{CHUNK, TrainBackend};
+use super::backend::TrainBackend;
 use super::layout::Trained;
 use crate::config::Config;
 use crate::error::Result;
+use crate::ops::selective_scan::CHUNK;
 
 /// What the backward needs of a layer; with recomputation there is only one, for all layers in turn.
 pub(super) struct Saved<B: TrainBackend> {

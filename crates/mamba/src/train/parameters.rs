@@ -1,10 +1,10 @@
 //! The flat buffers: values, gradients and moments of all parameters, in the order of [`Layout`].
 
-use super::backend::{AdamW, TrainBackend};
+use super::backend::TrainBackend;
 use super::layout::Layout;
 use crate::backend::{View, ViewMut};
 use crate::error::Result;
-use crate::ops::adamw::Rates;
+use crate::ops::adamw::{AdamW, Rates};
 
 /// All parameters and what belongs to them.
 pub(super) struct Parameters<B: TrainBackend> {

@@ -5,17 +5,18 @@
 //! stream is kept and the layer runs again.
 
 use super::activations::Activations;
-use super::backend::{
-    ConvBackward, CrossEntropy, Factor, MatMul, NormBackward, NormForward, ScanBackward, TrainBackend,
-};
+use super::backend::TrainBackend;
 use super::layout::{LinearIndex, NormIndex, Trained};
 use super::parameters::Parameters;
 use super::states::States;
 use super::{Config, Layout, TrainBatch, TrainOptions, Trainer};
 use crate::backend::{View, ViewMut};
 use crate::error::{Error, Result};
-use crate::ops::causal_conv1d::CausalConv1d;
-use crate::ops::selective_scan::SelectiveScan;
+use crate::ops::causal_conv1d::{CausalConv1d, ConvBackward};
+use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::linear::{Factor, MatMul};
+use crate::ops::norm::{NormBackward, NormForward};
+use crate::ops::selective_scan::{ScanBackward, SelectiveScan};
 
 /// A batch whose activations are kept.
 pub(super) struct Pending<B: TrainBackend> {

@@ -48,3 +48,25 @@ impl Rates {
         }
     }
 }
+
+/// One step of AdamW on tensors that lie end to end, as [`crate::train::TrainBackend::flat`] made them.
+pub struct AdamW<'a, T> {
+    /// f32.
+    pub params: &'a mut [T],
+    /// Copies in the activations' type of the first parameters; none where that is f32.
+    pub copies: &'a mut [T],
+    /// f32.
+    pub grads: &'a [T],
+    /// First moments.
+    pub m: &'a mut [T],
+    /// Second moments.
+    pub v: &'a mut [T],
+    /// One f32: the norm of all gradients. Where it is not finite nothing is changed.
+    pub norm: &'a T,
+    /// The norm that gradients are scaled down to; infinite: never.
+    pub clip: f32,
+    /// How many tensors, from the first on, are decayed.
+    pub decayed: usize,
+    /// The rates.
+    pub rates: Rates,
+}

@@ -13,7 +13,7 @@ use crate::cpu::{ConstMatrix, MutMatrix, Shareable, SharedMut, channel_tasks};
 /// Rows that all channels of a task take before the next ones: they stay in cache and in the TLB. At least a window.
 const STEPS: usize = 32;
 /// The widest window that `Config` admits.
-const MAX_WINDOW: usize = 16;
+pub(super) const MAX_WINDOW: usize = 16;
 
 /// Channels `from .. to` of one sequence.
 #[derive(Clone, Copy)]

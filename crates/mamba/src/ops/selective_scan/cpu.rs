@@ -4,7 +4,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::SelectiveScan;
+use super::{CHUNK, SelectiveScan};
 use crate::backend::Batch;
 use crate::cpu::math;
 use crate::cpu::memory::Aligned;
@@ -31,6 +31,8 @@ struct Scan {
     a: *const f32,
     /// [d_state, d_inner], this sequence's.
     h: *mut f32,
+    /// [d_state, d_inner] of each of this sequence's chunks, for the backward.
+    boundary: Option<*mut f32>,
     d_inner: usize,
     d_state: usize,
     from: usize,
@@ -40,7 +42,12 @@ struct Scan {
     end: usize,
 }
 
-/// See [`SelectiveScan`].
+/// Rows of kept states for a batch: every sequence's chunks.
+pub(super) fn chunks(batch: &Batch) -> usize {
+    batch.cu_seqlens.windows(2).map(|pair| (pair[1] - pair[0]).div_ceil(CHUNK)).sum()
+}
+
+/// See [`SelectiveScan`]. `boundary` gets the state before every [`CHUNK`]th token, [chunks, d_state, d_inner].
 ///
 /// # Errors
 /// `OUT_OF_MEMORY` for the scratch state when there is no `state`.
@@ -49,6 +56,7 @@ pub(crate) fn selective_scan(
     level: Level,
     batch: &Batch,
     op: SelectiveScan<Aligned<f32>>,
+    boundary: Option<&mut Aligned<f32>>,
 ) -> Result<()> {
     let (d_inner, tokens) = (op.u.cols, batch.tokens());
     let d_state = op.b.cols;
@@ -68,6 +76,19 @@ pub(crate) fn selective_scan(
             (SharedMut::new(&mut scratch), None)
         }
     };
+    let boundary = boundary.map(|boundary| {
+        assert!(boundary.len() >= chunks(batch) * d_state * d_inner, "kept states");
+        SharedMut::new(boundary)
+    });
+    let first_chunks: Vec<usize> = batch
+        .cu_seqlens
+        .windows(2)
+        .scan(0, |chunk, pair| {
+            let first = *chunk;
+            *chunk += (pair[1] - pair[0]).div_ceil(CHUNK);
+            Some(first)
+        })
+        .collect();
     let scan = Scan {
         u: ConstMatrix::new(&op.u, tokens, d_inner),
         delta: ConstMatrix::new(&op.delta, tokens, d_inner),
@@ -79,6 +100,7 @@ pub(crate) fn selective_scan(
         d: op.d.map(|d| d.as_ptr()),
         a: op.a.as_ptr(),
         h: std::ptr::null_mut(),
+        boundary: None,
         d_inner,
         d_state,
         from: 0,
@@ -103,7 +125,9 @@ pub(crate) fn selective_scan(
                 }
             }
             let (begin, end) = (batch.cu_seqlens[sequence], batch.cu_seqlens[sequence + 1]);
-            level.run(Scan { h, from, to, begin, end, ..scan.0 });
+            let first = first_chunks[sequence] * d_state * d_inner;
+            let boundary = boundary.as_ref().map(|boundary| boundary.as_ptr().add(first));
+            level.run(Scan { h, boundary, from, to, begin, end, ..scan.0 });
         }
     });
     Ok(())
@@ -116,6 +140,14 @@ impl Kernel for Scan {
         unsafe {
             for begin in (self.begin..self.end).step_by(STEPS) {
                 let end = self.end.min(begin + STEPS);
+                if let Some(boundary) = self.boundary.filter(|_| (begin - self.begin).is_multiple_of(CHUNK)) {
+                    let chunk = (begin - self.begin) / CHUNK;
+                    for n in 0..self.d_state {
+                        let (from, n) = (n * self.d_inner + self.from, self.to - self.from);
+                        let to = boundary.add(chunk * self.d_state * self.d_inner + from);
+                        std::ptr::copy_nonoverlapping(self.h.add(from), to, n);
+                    }
+                }
                 for channel in (self.from..self.to).step_by(S::LANES) {
                     let lanes = S::LANES.min(self.to - channel);
                     match self.d_state {

@@ -15,6 +15,7 @@
 //! ```
 
 pub mod cpu;
+pub(crate) mod cpu_backward;
 pub mod reference;
 
 use crate::backend::{StateView, View, ViewMut};
@@ -41,4 +42,50 @@ pub struct SelectiveScan<'a, T> {
     pub state: Option<StateView<'a, T>>,
     /// y [tokens, d_inner].
     pub out: ViewMut<'a, T>,
+}
+
+/// Tokens from a state that the scan keeps for its backward to the next.
+pub const CHUNK: usize = 64;
+
+/// The gradients of [`SelectiveScan`]. Those of the parameters are overwritten. States lie in slots, both in the same
+/// way.
+pub struct ScanBackward<'a, T> {
+    /// [tokens, d_inner].
+    pub u: View<'a, T>,
+    /// [tokens, d_inner], before bias and softplus.
+    pub delta: View<'a, T>,
+    /// [d_inner].
+    pub delta_bias: &'a T,
+    /// [d_state, d_inner].
+    pub a: &'a T,
+    /// [tokens, d_state].
+    pub b: View<'a, T>,
+    /// [tokens, d_state].
+    pub c: View<'a, T>,
+    /// [d_inner].
+    pub d: &'a T,
+    /// [tokens, d_inner].
+    pub z: View<'a, T>,
+    /// The states that forward kept.
+    pub boundary: &'a T,
+    /// [tokens, d_inner]: gradient of y.
+    pub out_grad: View<'a, T>,
+    /// Gradient of the last states; not written. `None`: zero.
+    pub last_state_grad: Option<StateView<'a, T>>,
+    /// [tokens, d_inner].
+    pub u_grad: ViewMut<'a, T>,
+    /// [tokens, d_inner].
+    pub delta_grad: ViewMut<'a, T>,
+    /// [tokens, d_inner].
+    pub z_grad: ViewMut<'a, T>,
+    /// [tokens, 2 · d_state] f32: of B, then of C.
+    pub bc_grad: ViewMut<'a, T>,
+    /// [d_state, d_inner].
+    pub a_grad: &'a mut T,
+    /// [d_inner].
+    pub d_grad: &'a mut T,
+    /// [d_inner].
+    pub delta_bias_grad: &'a mut T,
+    /// Gradient of the initial states, zero for sequences that began fresh.
+    pub initial_state_grad: Option<StateView<'a, T>>,
 }
