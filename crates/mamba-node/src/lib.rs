@@ -14,6 +14,7 @@ mod load;
 mod model;
 mod probe;
 mod session;
+mod train;
 
 use napi_derive::napi;
 

@@ -5,6 +5,14 @@ use super::backend::TrainBackend;
 use crate::error::Result;
 
 impl<B: TrainBackend> Trainer<B> {
+    /// Keeps the states that sequences end with from now on, of batches of so many.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    pub fn keep_states(&mut self, sequences: usize) -> Result<()> {
+        self.states.reserve(&mut self.backend, sequences)
+    }
+
     /// What each sequence of the last batch ended with, `[sequence][element]`; empty where no state is kept.
     ///
     /// # Errors

@@ -88,7 +88,9 @@ impl Examples {
                                 invalid(format!("`{what}` holds something that is no token id"))
                             })?,
                         _ => {
-                            return Err(invalid(format!("no `{what}` that is a text or a list of token ids")));
+                            return Err(invalid(format!(
+                                "no `{what}` that is a text or a list of token ids"
+                            )));
                         }
                     };
                     ids.truncate(length);

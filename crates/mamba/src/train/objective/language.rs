@@ -21,7 +21,7 @@ impl Language {
     /// Learns from `train`, looks at `held_out` (which may be empty).
     ///
     /// # Errors
-    /// `DATA_EMPTY`.
+    /// `DATA_EMPTY`; `OPTION_INVALID` for accumulation of carried rows.
     pub fn new(
         file: &Arc<TokenFile>,
         train: &[Span],
@@ -30,6 +30,10 @@ impl Language {
         accumulate: usize,
         validation_batches: u64,
     ) -> Result<Self> {
+        if layout.order == Order::Carried && accumulate != 1 {
+            let expected = "1 with `batch.order` `carried`, where each step goes on from the one before";
+            return Err(Error::option("batch.accumulate", accumulate, expected));
+        }
         // Held-out text is read from the beginning, or with resets; not with states that training carries.
         let order = if layout.order == Order::Windows { Order::Windows } else { Order::Documents };
         let held_layout = Layout { order, ..layout };
@@ -68,12 +72,10 @@ impl Language {
         number: u64,
     ) -> Result<(StepReport, usize)> {
         let numbers = number * self.accumulate..(number + 1) * self.accumulate;
-        let batches = numbers.clone().map(|number| self.batches.batch(number)).collect::<Result<Vec<_>>>()?;
-        if self.order == Order::Carried
-            && let Some(before) = numbers.start.checked_sub(1)
-        {
-            let before = self.batches.batch(before)?;
-            rearrange(trainer, &before, &batches[0])?;
+        let batches = numbers.map(|number| self.batches.batch(number)).collect::<Result<Vec<_>>>()?;
+        if self.order == Order::Carried {
+            let before = if number > 0 { Some(self.batches.batch(number - 1)?) } else { None };
+            go_on(trainer, before.as_ref(), &batches[0])?;
         }
         let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
         let batches: Vec<_> = batches.into_iter().map(to_train).collect();
@@ -109,13 +111,15 @@ fn to_train(batch: TokenBatch) -> TrainBatch {
     }
 }
 
-/// A sequence goes on from the state of the one in its own place; where the row's last sequence was in another, the
-/// states change places.
-fn rearrange<B: TrainBackend>(
+/// Makes the states that a batch goes on from ready. A sequence goes on from the state of the one in its own place of the
+/// batch before; where the row's last sequence was in another, the states change places.
+fn go_on<B: TrainBackend>(
     trainer: &mut Trainer<B>,
-    before: &TokenBatch,
+    before: Option<&TokenBatch>,
     next: &TokenBatch,
 ) -> Result<()> {
+    trainer.keep_states(next.continues.len())?;
+    let Some(before) = before else { return Ok(()) };
     let from: Vec<Option<usize>> = next
         .continues
         .iter()
@@ -204,10 +208,8 @@ mod tests {
         let (mut sum, mut tokens) = (0.0, 0);
         for number in 0..6 {
             let batch = parts.batches.batch(number).unwrap();
-            if number > 0 {
-                let before = parts.batches.batch(number - 1).unwrap();
-                rearrange(&mut trainer, &before, &batch).unwrap();
-            }
+            let before = if number > 0 { Some(parts.batches.batch(number - 1).unwrap()) } else { None };
+            go_on(&mut trainer, before.as_ref(), &batch).unwrap();
             let (loss, n) = trainer.loss(&to_train(batch)).unwrap();
             (sum, tokens) = (sum + loss, tokens + n);
         }
