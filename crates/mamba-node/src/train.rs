@@ -124,8 +124,7 @@ pub fn merge_adapter(
     let threads = mamba::cpu::threads::count(None).map_err(to_js)?;
     let callback = Callback::new(&on_done, ())?;
     spawn("mamba-merge", move || {
-        let result =
-            caught(|| adapter::merge(base.as_ref(), adapter.as_ref(), out.as_ref(), dtype, threads));
+        let result = caught(|| adapter::merge(base.as_ref(), adapter.as_ref(), out.as_ref(), dtype, threads));
         callback.call(result.map(|()| None));
     })
 }
