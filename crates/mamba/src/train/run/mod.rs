@@ -3,6 +3,7 @@
 mod config;
 mod curve;
 mod folder;
+mod memory;
 
 pub use config::{
     AdapterConfig, BatchConfig, CheckpointConfig, DecayConfig, DistillLoss, ObjectiveConfig, OptimizerConfig,
@@ -433,8 +434,17 @@ fn trainer<B: TrainBackend>(
     options: &TrainOptions,
     backend: &mut dyn FnMut(&RunConfig) -> Result<B>,
 ) -> Result<Trainer<B>> {
-    let mut attempt =
-        |options: &TrainOptions| Trainer::new(backend(config)?, model.clone(), start, options.clone());
+    let mut attempt = |options: &TrainOptions| {
+        let backend = backend(config)?;
+        let on_cpu = backend.name() == "cpu";
+        let (before, available) = (memory::addresses(), memory::available());
+        let trainer = Trainer::new(backend, model.clone(), start, options.clone())?;
+        let asked = memory::addresses().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
+        match available.filter(|available| on_cpu && asked > *available) {
+            Some(free) => Err(Error::OutOfMemory { bytes: asked, what: "training".into(), free: Some(free) }),
+            None => Ok(trainer),
+        }
+    };
     let (bytes, what, free) = match attempt(options) {
         Err(Error::OutOfMemory { bytes, what, free }) => (bytes, what, free),
         other => return other,
