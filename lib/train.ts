@@ -178,7 +178,7 @@ export interface TrainProgress {
   skipped: boolean
   /** Tokens that this step learned from, a second. */
   tokensPerSecond: number
-  /** Bytes that training has in use; null where that is unknown. */
+  /** Bytes of the GPU's memory that training has in use; on a CPU, of the process's. Null where that is unknown. */
   memoryBytes: number | null
   /** Seconds until the last step. */
   etaSeconds: number

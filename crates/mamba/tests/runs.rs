@@ -201,7 +201,7 @@ fn held_out(changes: Value) -> (f64, f64, RunResult, tempfile::TempDir) {
 fn fine_tuning_lowers_the_loss() {
     let (before, after, ..) = held_out(json!({ "optimizer": { "lr": 5e-4 } }));
     println!("full: {before:.4} → {after:.4}");
-    assert!(after < before - 0.05, "{before} → {after}");
+    assert!(after < before - 0.2, "{before} → {after}");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn lora_touches_its_matrices_only_and_merged_equals_unmerged() {
     let (before, after, result, folder) =
         held_out(json!({ "adapter": adapter, "optimizer": { "lr": 3e-3, "weightDecay": 0.0 } }));
     println!("LoRA: {before:.4} → {after:.4}");
-    assert!(after < before - 0.05, "{before} → {after}");
+    assert!(after < before - 0.1, "{before} → {after}");
     assert_eq!(result.model, None);
 
     let base = Checkpoint::open(Path::new(MODEL), &OpenOptions::default()).unwrap();
@@ -242,7 +242,7 @@ fn state_tuning_learns_an_initial_state() {
     let (before, after, result, _folder) =
         held_out(json!({ "adapter": { "kind": "state" }, "optimizer": { "lr": 2e-3, "weightDecay": 0.0 } }));
     println!("state: {before:.4} → {after:.4}");
-    assert!(after < before - 0.01, "{before} → {after}");
+    assert!(after < before - 0.05, "{before} → {after}");
     let base = Checkpoint::open(Path::new(MODEL), &OpenOptions::default()).unwrap();
     let adapter = Adapter::open(&result.adapter.unwrap(), base.config()).unwrap();
     let AdapterKind::State(state) = &adapter.kind else { panic!("{adapter:?}") };

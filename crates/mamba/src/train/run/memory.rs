@@ -4,8 +4,17 @@
 
 /// Bytes of addresses that the process has. `None` where nobody says.
 pub(super) fn addresses() -> Option<u64> {
+    of_this_process(0)
+}
+
+/// Bytes of memory that the process has. `None` where nobody says.
+pub(super) fn resident() -> Option<u64> {
+    of_this_process(1)
+}
+
+fn of_this_process(column: usize) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split_whitespace().next()?.parse().ok()?;
+    let pages: u64 = text.split_whitespace().nth(column)?.parse().ok()?;
     Some(pages * page_size())
 }
 

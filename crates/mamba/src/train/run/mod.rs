@@ -97,7 +97,7 @@ pub struct Progress {
     pub skipped: bool,
     /// Of this step.
     pub tokens_per_second: f64,
-    /// Bytes that training has in use, where that is known.
+    /// Bytes of the device's memory that training has in use; on a CPU, bytes that the process has.
     pub memory_bytes: Option<u64>,
     /// Seconds until the last step, at the mean speed so far.
     pub eta_seconds: f64,
@@ -335,7 +335,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 grad_norm: Some(f64::from(report.grad_norm)).filter(|norm| norm.is_finite()),
                 skipped: report.skipped,
                 tokens_per_second: tokens as f64 / took.max(1e-9),
-                memory_bytes: self.trainer.memory_in_use(),
+                memory_bytes: self.trainer.memory_in_use().or_else(memory::resident),
                 eta_seconds: seconds / (report.step - first) as f64 * (steps - report.step) as f64,
                 seconds: self.seconds + seconds,
                 validation_loss: validation.map(|validation| validation.loss),
