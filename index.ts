@@ -1,4 +1,5 @@
 export type { Abortable } from './lib/call.js'
+export { ChatTemplate, type ChatMessage } from './lib/chat-template.js'
 export { convert, type ConvertOptions, type ConvertProgress } from './lib/convert.js'
 export type { CudaDiagnosis } from './lib/cuda.js'
 export { diagnose, version, type Diagnosis } from './lib/diagnose.js'

@@ -94,6 +94,18 @@ export type MambaErrorCode =
   | 'CUDA_PACKAGE_MISSING'
   /** The package `@node-mamba/cuda` has another version than `node-mamba`. */
   | 'CUDA_PACKAGE_VERSION'
+  /** An optional package that this needs is not installed; the message names the command that installs it. */
+  | 'PEER_MISSING'
+  /** The checkpoint has no chat template. */
+  | 'CHAT_TEMPLATE_MISSING'
+  /** The chat template cannot be read. */
+  | 'CHAT_TEMPLATE_INVALID'
+  /** The chat template refused the messages, or failed on them. */
+  | 'CHAT_TEMPLATE_FAILED'
+  /** The chat template did not end within its time and memory. */
+  | 'CHAT_TEMPLATE_TIMEOUT'
+  /** A server's place for sessions (disk, Redis) does not answer. */
+  | 'SESSION_STORE_UNAVAILABLE'
   /** A defect of this library. */
   | 'INTERNAL'
 

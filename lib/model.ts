@@ -7,6 +7,7 @@ import {
   type EmbedOptions,
   type EmbedStreamOptions,
 } from './embed.js'
+import { ChatTemplate, type ChatMessage } from './chat-template.js'
 import { bindingFor } from './cuda.js'
 import { MambaError } from './errors.js'
 import { complete, Generation, type Completion, type GenerateOptions } from './generate.js'
@@ -155,6 +156,10 @@ export class Mamba {
   readonly #handle: NativeModel
   readonly #maxInFlight: number
   #disposed: Promise<void> | undefined
+  #chatTemplate: Promise<ChatTemplate | undefined> | undefined
+
+  /** The folder or file that it was loaded from. */
+  readonly path: string
 
   /** The model's shape. */
   readonly config: MambaConfig
@@ -179,8 +184,9 @@ export class Mamba {
   /** Text to ids and back. */
   readonly tokenizer: Tokenizer
 
-  private constructor(native: NativeModel, info: NativeInfo, maxInFlight: number) {
+  private constructor(native: NativeModel, info: NativeInfo, path: string, maxInFlight: number) {
     this.#handle = native
+    this.path = path
     this.#maxInFlight = maxInFlight
     this.config = frozen(JSON.parse(info.config) as MambaConfig)
     this.device = info.device as Device
@@ -234,7 +240,7 @@ export class Mamba {
       (event) => event instanceof NativeModel,
       onProgress,
     )
-    return new Mamba(model, model.info(), Math.min(native.maxBatch, queueLimit))
+    return new Mamba(model, model.info(), path, Math.min(native.maxBatch, queueLimit))
   }
 
   /** The handle, unless the model was disposed of. */
@@ -302,6 +308,35 @@ export class Mamba {
       (native, onEvent) => this.#native().generate(toNative(prompt, 'the prompt'), native, onEvent),
       options,
     )
+  }
+
+  /**
+   * The checkpoint's chat template, undefined where it has none. Needs the package `@huggingface/jinja`.
+   *
+   * @throws {@link MambaError} `CHAT_TEMPLATE_INVALID`, `PEER_MISSING`, `IO_ERROR`
+   */
+  chatTemplate(): Promise<ChatTemplate | undefined> {
+    return (this.#chatTemplate ??= ChatTemplate.read(this.path))
+  }
+
+  /**
+   * Answers a conversation, token by token, with the checkpoint's chat template. The generation ends where the
+   * assistant's turn does.
+   *
+   * @throws {@link MambaError} `CHAT_TEMPLATE_MISSING`, `CHAT_TEMPLATE_FAILED`, `CHAT_TEMPLATE_TIMEOUT`,
+   * `CHAT_TEMPLATE_INVALID`, `PEER_MISSING`, `IO_ERROR`; others come from the generation
+   *
+   * @example
+   * const answer = await model.chat([{ role: 'user', content: 'Who are you?' }])
+   * for await (const { text } of answer) process.stdout.write(text)
+   */
+  async chat(messages: readonly ChatMessage[], options?: GenerateOptions): Promise<Generation> {
+    const template = await this.chatTemplate()
+    if (!template) {
+      throw new MambaError('CHAT_TEMPLATE_MISSING', `the checkpoint at ${this.path} has no chat template`)
+    }
+    const stopTokens = [...(options?.stopTokens ?? []), ...template.endOfTurn(this.tokenizer)]
+    return this.generate(await template.render(messages), { ...options, stopTokens })
   }
 
   /**
@@ -382,6 +417,7 @@ export class Mamba {
    * May be called again.
    */
   dispose(): Promise<void> {
+    void this.#chatTemplate?.then((template) => template?.close()).catch(() => {})
     return (this.#disposed ??= new Promise((resolve) => {
       direct(() => this.#handle.dispose(() => resolve()))
     }))

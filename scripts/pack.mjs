@@ -69,8 +69,8 @@ pack(readJson(`${model}/package.json`), { '.': model })
 const facade = readJson('package.json')
 for (const { packageJson } of platforms) facade.optionalDependencies[packageJson.name] = packageJson.version
 // Named, so that package managers that hide what is not named show it to the facade, in this version only.
-facade.peerDependencies = { [cuda.name]: cuda.version }
-facade.peerDependenciesMeta = { [cuda.name]: { optional: true } }
+facade.peerDependencies[cuda.name] = cuda.version
+facade.peerDependenciesMeta[cuda.name] = { optional: true }
 for (const key of ['scripts', 'devDependencies', 'workspaces', 'napi', 'ava', 'allowScripts', 'overrides'])
   delete facade[key]
 pack(facade, { dist: 'dist', 'README.md': 'README.md', 'CHANGELOG.md': 'CHANGELOG.md', LICENSE: 'LICENSE' })

@@ -1,7 +1,9 @@
+import { Command } from 'commander'
 import { diagnose, type Diagnosis } from '../diagnose.js'
 import { MambaError } from '../errors.js'
 import { Mamba, type Device } from '../model.js'
-import type { Command } from './command.js'
+import { addExamples } from './arguments.js'
+import { print, table } from './terminal.js'
 
 /** What a device did when it was tried. */
 interface Trial {
@@ -11,23 +13,24 @@ interface Trial {
   reason?: string
 }
 
-export const doctor: Command = {
-  summary: 'says what runs on this machine, and what keeps a GPU from being used',
-  help: `usage: node-mamba doctor [--json]
-
-Says what runs on this machine, tries the default model on every device that is there, and says what keeps a GPU
-from being used. The exit status is 1 if models do not run on the CPU.
-
-  --json  the same for programs`,
-  options: { json: { type: 'boolean' } },
-  async run({ json }) {
-    const diagnosis = diagnose()
-    const tried = new Map<Device, Trial>()
-    for (const device of diagnosis.devices) tried.set(device, await tryOut(device))
-    if (json) console.log(JSON.stringify({ ...diagnosis, tried: Object.fromEntries(tried) }, null, 2))
-    else console.log(report(diagnosis, tried))
-    return tried.get('cpu')?.works === false ? 1 : 0
-  },
+/** `node-mamba doctor`. */
+export function doctorCommand(): Command {
+  const command = new Command('doctor')
+    .summary('says what runs on this machine, and what keeps a GPU from being used')
+    .description(
+      'Says what runs on this machine, tries the default model on every device that is there, and says what keeps ' +
+        'a GPU from being used. The exit status is 1 if models do not run on the CPU.',
+    )
+    .option('--json', 'the same for programs')
+    .action(async ({ json }: { json?: boolean }) => {
+      const diagnosis = diagnose()
+      const tried = new Map<Device, Trial>()
+      for (const device of diagnosis.devices) tried.set(device, await tryOut(device))
+      const whole = { ...diagnosis, tried: Object.fromEntries(tried) }
+      await print(`${json ? JSON.stringify(whole, null, 2) : report(diagnosis, tried)}\n`)
+      if (tried.get('cpu')?.works === false) process.exitCode = 1
+    })
+  return addExamples(command, { 'For a bug report:': 'node-mamba doctor --json' })
 }
 
 /** One token of the default model, where that is installed. */
@@ -65,10 +68,7 @@ function report(diagnosis: Diagnosis, tried: Map<Device, Trial>): string {
     ['CUDA', cuda.available ? outcome(tried.get('cuda')) : `not available, ${cuda.code}`],
     ['', cuda.reason],
   ]
-  return rows
-    .filter(([, value]) => value !== undefined)
-    .map(([name, value]) => `${name.padEnd(12)}${value!.replaceAll('\n', `\n${' '.repeat(12)}`)}`)
-    .join('\n')
+  return table(rows)
 }
 
 function outcome(trial: Trial | undefined): string {

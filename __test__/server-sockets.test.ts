@@ -1,0 +1,203 @@
+// Clients that leave, do not read, or send nonsense: they hold up nobody, and shutting down waits for the others.
+import { once } from 'node:events'
+import test from 'ava'
+import { Mamba } from 'node-mamba'
+import { events, open, raw, testServer, until } from './helpers/server.js'
+
+// A few slots only, so that one that is not freed is missed.
+let model: Mamba
+test.before(async () => {
+  model = await Mamba.load('default', { maxBatch: 2, queueLimit: 4 })
+})
+test.after.always(() => model?.dispose())
+
+/** Goes on for some seconds; token 0 would end it. */
+const long = {
+  model: 'novels',
+  prompt: 'The ship',
+  max_tokens: 4096,
+  stream: true,
+  logit_bias: { 0: -100 },
+}
+const short = { model: 'novels', prompt: 'The ship', max_tokens: 3 }
+
+const post = (url: string, body: unknown, signal?: AbortSignal) =>
+  fetch(`${url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify(body),
+    ...(signal && { signal }),
+  })
+
+async function active(url: string): Promise<number> {
+  const text = await (await fetch(`${url}/metrics`)).text()
+  return Number(/^node_mamba_active_requests (\d+)/m.exec(text)![1])
+}
+
+test.serial('the first event comes before the last token is computed', async (t) => {
+  const { url } = await testServer(t, model)
+  const response = await post(url, long)
+  const reader = response.body!.getReader()
+  const { value } = await reader.read()
+  t.regex(Buffer.from(value!).toString(), /^data: \{/)
+  t.is(await active(url), 1)
+  await reader.cancel()
+  await until(async () => (await active(url)) === 0)
+})
+
+test.serial('a client that leaves frees its slot, streaming or not', async (t) => {
+  const { url } = await testServer(t, model)
+  for (const stream of [true, false]) {
+    // Were they still running, the queue would be full for the next ones.
+    for (let i = 0; i < 8; i++) {
+      const controller = new AbortController()
+      const asked = post(url, { ...long, stream, n: 2 }, controller.signal)
+      if (stream) await (await asked).body!.getReader().read()
+      else await until(async () => (await active(url)) === 1)
+      controller.abort()
+      await asked.catch(() => {})
+      await until(async () => (await active(url)) === 0)
+    }
+  }
+  const response = await post(url, { ...short, n: 4 })
+  t.is(response.status, 200)
+})
+
+test.serial('a client that leaves while it waits in the queue', async (t) => {
+  const { url } = await testServer(t, model)
+  const running = new AbortController()
+  const streams = [post(url, long, running.signal), post(url, long, running.signal)]
+  await Promise.all(streams)
+  const waiting = new AbortController()
+  const asked = post(url, { ...short, n: 2 }, waiting.signal)
+  await until(async () => (await active(url)) === 3)
+  waiting.abort()
+  await t.throwsAsync(asked, { any: true })
+  await until(async () => (await active(url)) === 2)
+  running.abort()
+  await until(async () => (await active(url)) === 0)
+  t.is((await post(url, short)).status, 200)
+})
+
+test.serial('clients that never read are disconnected, and hold up nobody', async (t) => {
+  const { url, port } = await testServer(t, model, { limits: { stallSeconds: 1 } })
+  // More than the sockets' buffers take: each token comes with the 20 likeliest ones.
+  const asked = raw('/v1/completions', { ...long, logprobs: 20 })
+  const sockets = await Promise.all(
+    Array.from({ length: 2 }, async () => {
+      const socket = await open(port)
+      socket.pause()
+      socket.write(asked)
+      return socket
+    }),
+  )
+  await until(async () => (await active(url)) === 2)
+  const others = await post(url, short)
+  t.is(others.status, 200)
+  await until(async () => (await active(url)) === 0)
+  t.is((await post(url, { ...short, n: 4 })).status, 200)
+  for (const socket of sockets) socket.destroy()
+})
+
+test.serial('a client that reads slowly gets everything', async (t) => {
+  const { url } = await testServer(t, model, { limits: { stallSeconds: 2 } })
+  const response = await post(url, { ...long, max_tokens: 300, logprobs: 5, seed: 4 })
+  let text = ''
+  const decoder = new TextDecoder()
+  for await (const chunk of response.body!) {
+    text += decoder.decode(chunk, { stream: true })
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+  const parts = events(text)
+  t.is(parts.at(-1), '[DONE]')
+  const expected = await model.complete('The ship', {
+    maxTokens: 300,
+    temperature: 1,
+    seed: 4,
+    logitBias: { 0: -100 },
+  })
+  t.is(
+    parts
+      .slice(0, -1)
+      .map(({ choices }) => choices[0].text)
+      .join(''),
+    expected.text,
+  )
+})
+
+test.serial('nonsense instead of HTTP, and requests that stop half-way', async (t) => {
+  const { url, port } = await testServer(t, model)
+  const nonsense = await open(port)
+  nonsense.write('\x00\x01nonsense\r\n\r\n')
+  const [answer] = (await once(nonsense, 'data')) as [Buffer]
+  t.regex(answer.toString(), /^HTTP\/1\.1 400 /)
+
+  const half = await open(port)
+  half.write(raw('/v1/completions', short).slice(0, -5))
+  await until(async () => (await active(url)) === 1)
+  half.destroy()
+  await until(async () => (await active(url)) === 0)
+
+  const tooLarge = await open(port)
+  tooLarge.write('POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n')
+  tooLarge.write(`Content-Length: ${2 ** 40}\r\n\r\n{`)
+  const [refusal] = (await once(tooLarge, 'data')) as [Buffer]
+  t.regex(refusal.toString(), /^HTTP\/1\.1 413 [^]*body_too_large/)
+  tooLarge.destroy()
+  t.is((await post(url, short)).status, 200)
+})
+
+test.serial('shutting down lets what is under way end, and takes nothing new', async (t) => {
+  const server = await testServer(t, model, { drainSeconds: 60 })
+  const { url, port } = server
+  const idle = await open(port) // asks nothing, ever
+  const keptAlive = await open(port)
+  keptAlive.write('GET /ready HTTP/1.1\r\nHost: localhost\r\n\r\n')
+  t.regex(String((await once(keptAlive, 'data'))[0]), /^HTTP\/1\.1 200 /)
+  const response = await post(url, { ...long, max_tokens: 800 })
+  const reader = response.body!.getReader()
+  let text = Buffer.from((await reader.read()).value!).toString()
+
+  const closed = server.close()
+  // A connection that was there already is told; new ones find nobody.
+  await t.throwsAsync(post(url, short))
+  for (;;) {
+    const { done, value } = await reader.read()
+    if (done) break
+    text += Buffer.from(value).toString()
+  }
+  t.is(events(text).at(-1), '[DONE]')
+  t.is(events(text).at(-2).choices[0].finish_reason, 'length')
+  await closed
+  idle.destroy()
+  keptAlive.destroy()
+  t.is(await server.close(), undefined)
+})
+
+test.serial('shutting down ends what takes too long, and says so', async (t) => {
+  const server = await testServer(t, model, { drainSeconds: 0.2 })
+  const response = await post(server.url, long)
+  const closed = server.close()
+  const last = events(await response.text()).at(-1)
+  t.is(last.error.code, 'shutting_down')
+  await closed
+})
+
+test.serial('a server that drains is not ready', async (t) => {
+  const { createApp } = await import('node-mamba/server')
+  const { app, close } = await createApp({ models: { novels: model } })
+  const asked = (path: string, body?: unknown) =>
+    app.request(path, {
+      ...(body !== undefined && { method: 'POST', body: JSON.stringify(body) }),
+      headers: { 'content-type': 'application/json' },
+    })
+  const streaming = await asked('/v1/completions', long)
+  const closed = close(0.1)
+  t.is((await asked('/ready')).status, 503)
+  t.is((await asked('/health')).status, 200)
+  const refused = await asked('/v1/completions', short)
+  t.is(refused.status, 503)
+  t.is(((await refused.json()) as { error: { code: string } }).error.code, 'shutting_down')
+  await streaming.text()
+  await closed
+})

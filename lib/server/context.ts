@@ -1,0 +1,145 @@
+import { setMaxListeners } from 'node:events'
+import type { Context } from 'hono'
+import type { ChatTemplate } from '../chat-template.js'
+import type { Mamba } from '../model.js'
+import { ApiError, toApiError } from './errors.js'
+import type { Metrics } from './metrics.js'
+import type { Limits } from './options.js'
+import type { Sessions } from './sessions.js'
+
+/** A model under the name that requests use. */
+export interface ServedModel {
+  name: string
+  model: Mamba
+  chatTemplate: ChatTemplate | undefined
+  /** Seconds since 1970 when it came to be served. */
+  created: number
+}
+
+/** What Hono carries along with a request. */
+export type Env = { Variables: { caller: string; exchange: Exchange | undefined } }
+
+/** What all routes share. */
+export class ServerContext {
+  readonly #exchanges = new Set<Exchange>()
+  /** Whether no new work is taken. */
+  draining = false
+  /** Whether a GPU went away; what needs it fails from then on. */
+  deviceLost = false
+
+  constructor(
+    readonly models: ReadonlyMap<string, ServedModel>,
+    readonly limits: Limits,
+    readonly sessions: Sessions,
+    readonly metrics: Metrics,
+  ) {}
+
+  /** @throws {@link ApiError} 404 */
+  model(name: string): ServedModel {
+    const found = this.models.get(name)
+    if (found) return found
+    const known = [...this.models.keys()].map((known) => `'${known}'`).join(', ')
+    const shown = name.length > 80 ? `${name.slice(0, 80)}…` : name
+    throw new ApiError(404, 'model_not_found', `there is no model '${shown}', expected one of ${known}`, {
+      param: 'model',
+    })
+  }
+
+  /** Opens the work on a request; whoever answers it ends it. */
+  begin(c: Context<Env>): Exchange {
+    if (this.draining) {
+      throw new ApiError(503, 'shutting_down', 'the server is shutting down', {
+        headers: { 'Retry-After': '5', Connection: 'close' },
+      })
+    }
+    const exchange = new Exchange(c, this.limits.requestSeconds, (ended) => this.#exchanges.delete(ended))
+    this.#exchanges.add(exchange)
+    c.set('exchange', exchange)
+    return exchange
+  }
+
+  /** Requests that are being worked on. */
+  get active(): number {
+    return this.#exchanges.size
+  }
+
+  /** Takes no new work, waits for what there is, and ends what is left after `seconds`. */
+  async drain(seconds: number): Promise<void> {
+    this.draining = true
+    const stop = () => {
+      for (const exchange of this.#exchanges) {
+        exchange.abort(
+          new ApiError(503, 'shutting_down', 'the server shut down before the answer was complete'),
+        )
+      }
+    }
+    const timer = setTimeout(stop, seconds * 1000)
+    await Promise.all([...this.#exchanges].map((exchange) => exchange.ended))
+    clearTimeout(timer)
+  }
+}
+
+/** The work on one request: what ends it early, and that it has ended. */
+export class Exchange {
+  readonly #controller = new AbortController()
+  readonly #timer: NodeJS.Timeout
+  readonly #client: AbortSignal
+  readonly #left = () => this.clientLeft()
+  #end!: () => void
+  /** Resolves when it has ended. */
+  readonly ended: Promise<void>
+
+  constructor(c: Context, seconds: number, onEnd: (exchange: Exchange) => void) {
+    setMaxListeners(0, this.#controller.signal) // one for each answer of n is no leak
+    this.#timer = setTimeout(
+      () => this.abort(new ApiError(504, 'timeout', `the answer was not complete after ${seconds} s`)),
+      seconds * 1000,
+    )
+    this.#client = c.req.raw.signal
+    if (this.#client.aborted) this.#left()
+    this.#client.addEventListener('abort', this.#left, { once: true })
+    this.ended = new Promise((resolve) => {
+      this.#end = () => {
+        onEnd(this)
+        resolve()
+      }
+    })
+  }
+
+  /** Ends everything that the request started; its reason is an ApiError. */
+  get signal(): AbortSignal {
+    return this.#controller.signal
+  }
+
+  abort(reason: ApiError): void {
+    if (!this.#controller.signal.aborted) this.#controller.abort(reason)
+  }
+
+  /** Nobody waits for the answer any more. */
+  clientLeft(): void {
+    this.abort(
+      new ApiError(400, 'client_left', 'the client closed the connection before the answer was complete'),
+    )
+  }
+
+  end(): void {
+    clearTimeout(this.#timer)
+    this.#client.removeEventListener('abort', this.#left)
+    this.#end()
+  }
+
+  /** Runs `work` to its answer, and ends with it, unless the answer is a stream: that ends by itself. */
+  async answer(work: () => Promise<Response>): Promise<Response> {
+    let streams = false
+    try {
+      const response = await work()
+      streams = response.headers.get('content-type')?.startsWith('text/event-stream') ?? false
+      return response
+    } catch (error) {
+      this.abort(toApiError(error)) // what else the request started is of no use now
+      throw error
+    } finally {
+      if (!streams) this.end()
+    }
+  }
+}
