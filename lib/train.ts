@@ -1,11 +1,11 @@
 import { mkdir, open, rename, access } from 'node:fs/promises'
 import { join } from 'node:path'
-import { begin, call, type Abortable } from './call.js'
+import { call, callWithProgress, type Abortable } from './call.js'
 import { bindingFor } from './cuda.js'
 import { binding } from './binding.js'
 import { MambaError } from './errors.js'
 import type { DType, MambaConfig } from './model.js'
-import type { NativeTrainEvent } from './native.js'
+import type { NativeCallback, NativeTrainEvent } from './native.js'
 import { Options, shown } from './options.js'
 import { resolveSource, toPath } from './source.js'
 import { toCoreConfig, type AdapterTarget, type DataFormat, type ObjectiveName } from './train-config.js'
@@ -218,8 +218,69 @@ const waiting = 10_000
  * const { adapter } = await run.result
  */
 export function train(options: TrainOptions): TrainingRun {
-  return new TrainingRun(options)
+  return new TrainingRun(async (stop, push) => {
+    const { signal, onEvent, data, ...settings } = readOptions(options)
+    const either = signal ? AbortSignal.any([signal, stop]) : stop
+    const isIterable = typeof data === 'object' && data !== null && Symbol.asyncIterator in data
+    const config = isIterable
+      ? toCoreConfig({ ...settings, data: 'data.jsonl' }, { dataFiles: (out) => [join(out, 'data.jsonl')] })
+      : toCoreConfig({ ...settings, data })
+    if (isIterable) await keep(data, config.out as string, settings.resume === true, either)
+    return start(config, either, push, onEvent)
+  })
 }
+
+/** Runs a configuration that `toCoreConfig` gave. */
+export function runConfig(
+  config: Record<string, unknown>,
+  signal: AbortSignal,
+  onEvent: (event: TrainEvent) => void,
+): TrainingRun {
+  return new TrainingRun((stop, push) => start(config, AbortSignal.any([signal, stop]), push, onEvent))
+}
+
+function readOptions(options: TrainOptions): TrainOptions {
+  if (typeof options !== 'object' || options === null) {
+    throw new MambaError('INVALID_ARGUMENT', `the options are ${shown(options)}, expected an object`)
+  }
+  const { signal, onEvent } = options
+  const read = new Options({ signal, onEvent }, ['signal', 'onEvent'])
+  read.signal()
+  read.function('onEvent')
+  const paths = (['out', 'model', 'tokenizer'] as const).filter((name) => options[name] instanceof URL)
+  return { ...options, ...Object.fromEntries(paths.map((name) => [name, toPath(options[name] as URL)])) }
+}
+
+/** Starts what the core does, and waits for its end. An error that `onEvent` throws ends it. */
+async function start(
+  config: Record<string, unknown>,
+  signal: AbortSignal,
+  push: (progress: TrainProgress) => void,
+  onEvent: TrainOptions['onEvent'],
+): Promise<TrainResult> {
+  const { train: native } = await bindingFor(config.device as string | undefined)
+  const last = await callWithProgress<Happening, Finished>(
+    signal,
+    (onNative) => native(JSON.stringify(config), onNative as NativeCallback<NativeTrainEvent>),
+    (event) => event.type === 'finished',
+    (event) => {
+      if (event.type === 'progress') push(JSON.parse(event.json) as TrainProgress)
+      else onEvent?.(event)
+    },
+  )
+  const { json, model, huggingFace, adapter, classifier, curve } = last
+  return {
+    last: JSON.parse(json) as TrainProgress,
+    ...(model && { model }),
+    ...(huggingFace && { huggingFace }),
+    ...(adapter && { adapter }),
+    ...(classifier && { classifier }),
+    curve,
+  }
+}
+
+type Finished = Extract<NativeTrainEvent, { type: 'finished' }>
+type Happening = Exclude<NativeTrainEvent, Finished>
 
 /**
  * A run under way: iterate over it for its steps, await `result` for what came of it. It has been started, whether
@@ -236,69 +297,15 @@ export class TrainingRun implements AsyncIterableIterator<TrainProgress> {
   readonly #stop = new AbortController()
 
   /** @internal */
-  constructor(options: TrainOptions) {
-    this.result = this.#run(options).finally(() => {
+  constructor(run: (stop: AbortSignal, push: (progress: TrainProgress) => void) => Promise<TrainResult>) {
+    const end = (error?: MambaError) => {
+      this.#error = error
       this.#finished = true
       this.#changed()
-    })
-    this.result.catch((error: MambaError) => (this.#error = error)) // who only iterates sees the error there
-  }
-
-  async #run(options: TrainOptions): Promise<TrainResult> {
-    if (typeof options !== 'object' || options === null) {
-      throw new MambaError('INVALID_ARGUMENT', `the options are ${shown(options)}, expected an object`)
     }
-    const { signal, onEvent, data, ...settings } = options
-    new Options({ signal, onEvent }, ['signal', 'onEvent']).signal()
-    if (onEvent !== undefined && typeof onEvent !== 'function') {
-      throw new MambaError('OPTION_INVALID', `option \`onEvent\` is ${shown(onEvent)}, expected a function`)
-    }
-    const either = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal
-    for (const name of ['out', 'model', 'tokenizer'] as const) {
-      if (settings[name] instanceof URL) settings[name] = toPath(settings[name])
-    }
-    const isIterable = typeof data === 'object' && data !== null && Symbol.asyncIterator in data
-    const config = isIterable
-      ? toCoreConfig({ ...settings, data: 'data.jsonl' }, { dataFiles: (out) => [join(out, 'data.jsonl')] })
-      : toCoreConfig({ ...settings, data })
-    if (isIterable) await keep(data, config.out as string, settings.resume === true, either)
-    const { train: start } = await bindingFor(config.device as string | undefined)
-    const last = await new Promise<NativeTrainEvent>((resolve, reject) => {
-      begin<NativeTrainEvent>(
-        either,
-        (end) =>
-          start(JSON.stringify(config), (error, event) => {
-            if (error || event.type === 'finished') return end(error, event)
-            if (event.type === 'progress') this.#push(JSON.parse(event.json) as TrainProgress)
-            else if (!this.#finished) this.#tell(onEvent, event, reject)
-          }),
-        (error, event) => (error ? reject(error) : resolve(event)),
-      )
-    })
-    if (last.type !== 'finished') throw new MambaError('INTERNAL', `a run ended with ${last.type}`)
-    const { json, model, huggingFace, adapter, classifier, curve } = last
-    return {
-      last: JSON.parse(json) as TrainProgress,
-      ...(model && { model }),
-      ...(huggingFace && { huggingFace }),
-      ...(adapter && { adapter }),
-      ...(classifier && { classifier }),
-      curve,
-    }
-  }
-
-  /** An error that the callback throws ends the run and is what it rejects with. */
-  #tell(
-    onEvent: TrainOptions['onEvent'],
-    event: Exclude<NativeTrainEvent, { type: 'progress' | 'finished' }>,
-    reject: (error: unknown) => void,
-  ) {
-    try {
-      onEvent?.(event)
-    } catch (error) {
-      reject(error)
-      this.#stop.abort()
-    }
+    this.result = run(this.#stop.signal, (progress) => this.#push(progress))
+    // Who only iterates sees an error there.
+    this.result.then(() => end(), end)
   }
 
   #push(progress: TrainProgress) {
