@@ -82,10 +82,22 @@ impl Device {
             slots: slots.to_vec(),
             fresh: fresh.to_vec(),
             last_slot: distinct.last().copied().unwrap_or(0),
-            list: self.list(&values)?,
+            places: places(cu_seqlens.len(), slots.len()),
+            list: Held::List(self.list(&values)?),
             cut: RefCell::default(),
         })
     }
+}
+
+/// Whose memory a batch lies in.
+enum Held {
+    List(List),
+    Table(Arc<Ints>),
+}
+
+/// Where cu_seqlens, slots, fresh and ids begin, one after the other.
+fn places(cu_seqlens: usize, sequences: usize) -> [usize; 4] {
+    [0, cu_seqlens, cu_seqlens + sequences, cu_seqlens + 2 * sequences]
 }
 
 /// A packed batch on the device.
@@ -95,7 +107,9 @@ pub struct Batch {
     pub(crate) fresh: Vec<bool>,
     pub(crate) last_slot: usize,
     /// cu_seqlens, slots, fresh, ids.
-    list: List,
+    list: Held,
+    /// Where each of the four begins in it.
+    places: [usize; 4],
     /// How the last scan was cut: the same for every layer of a model.
     pub(crate) cut: RefCell<Option<Arc<Cut>>>,
 }
@@ -119,19 +133,41 @@ impl Batch {
         self.cu_seqlens.windows(2).all(|pair| pair[1] - pair[0] == 1)
     }
 
+    /// The first `rows` of a table of `table_rows` sequences of one token each, which lies as a batch does; its slots are
+    /// `last_slot` at most.
+    pub(crate) fn in_table(table: &Arc<Ints>, table_rows: usize, rows: usize, last_slot: usize) -> Self {
+        Self {
+            cu_seqlens: (0..=rows).collect(),
+            slots: vec![last_slot; rows],
+            fresh: vec![false; rows],
+            last_slot,
+            list: Held::Table(table.clone()),
+            places: places(table_rows + 1, table_rows),
+            cut: RefCell::default(),
+        }
+    }
+
+    fn place(&self, list: usize) -> u64 {
+        let ints: &Ints = match &self.list {
+            Held::List(list) => list,
+            Held::Table(table) => table,
+        };
+        ints.pointer(self.places[list])
+    }
+
     pub(crate) fn cu_seqlens(&self) -> u64 {
-        self.list.pointer(0)
+        self.place(0)
     }
 
     pub(crate) fn slots(&self) -> u64 {
-        self.list.pointer(self.cu_seqlens.len())
+        self.place(1)
     }
 
     pub(crate) fn fresh(&self) -> u64 {
-        self.list.pointer(self.cu_seqlens.len() + self.slots.len())
+        self.place(2)
     }
 
     pub(crate) fn ids(&self) -> u64 {
-        self.list.pointer(self.cu_seqlens.len() + 2 * self.slots.len())
+        self.place(3)
     }
 }

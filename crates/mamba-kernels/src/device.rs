@@ -1,6 +1,6 @@
 //! A card: its context, one stream, the kernels and cuBLAS.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use cudarc::driver::{CudaContext, CudaStream, result};
 use crate::batch::Spare;
 use crate::buffer::{Buffer, Float, Ints, Memory};
 use crate::error::{Error, Result};
+use crate::upload::Pieces;
 
 include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
@@ -34,6 +35,7 @@ pub struct Device {
     blas: Blas,
     kernels: RefCell<HashMap<Kernel, CUfunction>>,
     spare: Spare,
+    pieces: RefCell<Pieces>,
     workspace: RefCell<Option<Buffer>>,
     modules: Modules,
     stream: Arc<CudaStream>,
@@ -41,6 +43,8 @@ pub struct Device {
     multiprocessors: usize,
     /// Whether the card lets a kernel begin before the one in front of it has ended.
     can_begin_early: bool,
+    /// Whether launches are recorded instead of queued (graph.rs).
+    recording: Cell<bool>,
 }
 
 /// A kernel's name in the fatbins: `<base>[_<float>][_<variant>]`.
@@ -219,12 +223,14 @@ impl Device {
             blas,
             kernels: RefCell::default(),
             spare: Spare::default(),
+            pieces: RefCell::default(),
             workspace: RefCell::default(),
             modules,
             stream,
             context,
             multiprocessors,
             can_begin_early: generation >= 9,
+            recording: Cell::new(false),
         })
     }
 
@@ -254,6 +260,26 @@ impl Device {
 
     pub(crate) fn stream(&self) -> CUstream {
         self.stream.cu_stream()
+    }
+
+    pub(crate) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(crate) fn set_recording(&self, recording: bool) {
+        self.recording.set(recording);
+    }
+
+    /// What a recording cannot hold is refused while there is one.
+    fn not_recording(&self, what: &str) -> Result<()> {
+        match self.recording.get() {
+            true => Err(Error::Refused(format!("{what} while launches are recorded"))),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn pieces(&self) -> RefMut<'_, Pieces> {
+        self.pieces.borrow_mut()
     }
 
     pub(crate) fn spare(&self) -> &Spare {
@@ -301,6 +327,7 @@ impl Device {
     }
 
     fn memory_of(&self, bytes: usize) -> Result<Memory> {
+        self.not_recording("an allocation")?;
         self.bind()?;
         Memory::new(&self.context, bytes)
     }
@@ -342,10 +369,33 @@ impl Device {
         self.upload(to.pointer(0), values)
     }
 
+    /// Copies integers into a buffer from element `offset` on.
+    pub(crate) fn write_ints_at(&self, to: &Ints, offset: usize, values: &[i32]) -> Result<()> {
+        assert!(offset + values.len() <= to.len(), "{} integers at {offset} of {}", values.len(), to.len());
+        self.upload(to.pointer(offset), values)
+    }
+
+    /// Copies `count` integers within a buffer; the two places do not overlap.
+    pub(crate) fn copy_ints(&self, ints: &Ints, from: usize, to: usize, count: usize) -> Result<()> {
+        assert!(from.max(to) + count <= ints.len(), "{count} integers from {from} to {to} of {}", ints.len());
+        self.bind()?;
+        // SAFETY: both places lie within the buffer.
+        unsafe {
+            result::memcpy_dtod_async(
+                ints.pointer(to),
+                ints.pointer(from),
+                4 * count,
+                self.stream.cu_stream(),
+            )
+        }
+        .map_err(|e| Error::driver("cuMemcpyDtoDAsync", e))
+    }
+
     fn upload<T: Copy>(&self, to: u64, values: &[T]) -> Result<()> {
         if values.is_empty() {
             return Ok(());
         }
+        self.not_recording("a copy from the host")?;
         self.bind()?;
         // SAFETY: the caller checked the range. From pageable memory the driver has copied `values` when it returns.
         unsafe { result::memcpy_htod_async(to, values, self.stream.cu_stream()) }
@@ -381,6 +431,7 @@ impl Device {
     }
 
     pub(crate) fn download<T: Copy>(&self, from: u64, values: &mut [T]) -> Result<()> {
+        self.not_recording("a copy to the host")?;
         if !values.is_empty() {
             self.bind()?;
             // SAFETY: the caller checked the range; `synchronize` waits before anyone looks at the values.

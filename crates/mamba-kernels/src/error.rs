@@ -54,6 +54,10 @@ impl Error {
             | CUresult::CUDA_ERROR_INVALID_HANDLE
             | CUresult::CUDA_ERROR_NOT_FOUND
             | CUresult::CUDA_ERROR_NOT_SUPPORTED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_UNJOINED
+            | CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT
             | CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES => Self::Refused(message),
             CUresult::CUDA_ERROR_NO_DEVICE
             | CUresult::CUDA_ERROR_STUB_LIBRARY

@@ -140,12 +140,14 @@ impl Sampler {
 impl<'a> Row<'a> {
     /// The window, if anything in it is penalized.
     fn penalized(&self) -> &'a [u32] {
-        let off =
-            self.repetition_penalty == 1.0 && self.frequency_penalty == 0.0 && self.presence_penalty == 0.0;
-        if off { &[] } else { self.window }
+        if self.penalizes() { self.window } else { &[] }
     }
 
-    fn check(&self) {
+    pub(crate) fn penalizes(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+    }
+
+    pub(crate) fn check(&self) {
         let Self { temperature, top_p, min_p, repetition_penalty, logit_bias, .. } = self;
         let finite = [*temperature, *repetition_penalty, self.frequency_penalty, self.presence_penalty];
         assert!(

@@ -55,7 +55,7 @@ impl NativeLoadOptions {
             deterministic: self.deterministic.unwrap_or(default.deterministic),
             max_batch: self.max_batch.map_or(default.max_batch, |count| count as usize),
             queue_limit: self.queue_limit.map_or(default.queue_limit, |count| count as usize),
-            prefill_chunk: default.prefill_chunk,
+            ..default
         })
     }
 }

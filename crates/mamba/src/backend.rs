@@ -6,6 +6,7 @@
 //! it, so results are only there after [`Backend::read`].
 
 use crate::checkpoint::Tensor;
+use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::causal_conv1d::CausalConv1d;
@@ -163,6 +164,12 @@ pub trait Backend: Sized + Send + 'static {
         512
     }
 
+    /// Whether it computes in memory of its own, so that states which are needed again are better kept there than in the
+    /// host's.
+    fn has_own_memory(&self) -> bool {
+        false
+    }
+
     /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.
     ///
     /// # Errors
@@ -182,6 +189,16 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Copies out of a buffer, from element `offset` on, once all work queued before is done.
     fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()>;
+
+    /// Copies `len` elements of a buffer from element `from` on to element `to` on. The ranges do not overlap.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`, `DEVICE_LOST`.
+    fn copy_within(&mut self, buffer: &mut Self::Buffer, from: usize, to: usize, len: usize) -> Result<()> {
+        let mut values = vec![0.0; len];
+        self.read(buffer, from, &mut values)?;
+        self.write(buffer, to, &values)
+    }
 
     /// Makes a matrix of weights `[out, in]` (row-major in the checkpoint), kept in `dtype`.
     fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Self::Weight>;
@@ -226,4 +243,14 @@ pub trait Backend: Sized + Send + 'static {
 
     /// `out[i] = log_softmax(logits[i])[targets[i]]`, computed without overflow; logits [n, vocab].
     fn token_logprobs(&mut self, logits: View<Self::Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()>;
+
+    /// A table of `rows` rows for sequences in slots 0 to `slots` - 1, where this backend chooses tokens itself; `None`
+    /// where the host does.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn decoder(&mut self, rows: usize, vocab: usize, slots: usize) -> Result<Option<Box<dyn Decoder<Self>>>> {
+        let _ = (rows, vocab, slots);
+        Ok(None)
+    }
 }

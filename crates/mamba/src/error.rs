@@ -148,7 +148,7 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
-    /// The model's logits leave no token to choose.
+    /// The model's logits leave no token to choose, or none to score.
     #[error(
         "all logits at position {position} are NaN or -infinity, expected finite ones (loading with `validate: true` finds weights that are not finite)"
     )]
@@ -167,6 +167,14 @@ pub enum Error {
         skipped: u64,
         /// The last one's norm.
         grad_norm: f32,
+    },
+    /// A text's vector holds NaN or infinity.
+    #[error(
+        "the vector of input {index} is not finite, expected finite numbers (loading with `validate: true` finds weights that are not finite)"
+    )]
+    VectorNotFinite {
+        /// Which input.
+        index: usize,
     },
     /// The model was disposed of.
     #[error("the model was disposed of; load it again to use it")]
@@ -323,6 +331,7 @@ impl Error {
             Self::OptionInvalid { .. } => "OPTION_INVALID",
             Self::LogitsNotFinite { .. } => "LOGITS_NOT_FINITE",
             Self::TrainingDiverged { .. } => "TRAINING_DIVERGED",
+            Self::VectorNotFinite { .. } => "VECTOR_NOT_FINITE",
             Self::ModelDisposed => "MODEL_DISPOSED",
             Self::Aborted => "ABORTED",
             Self::QueueFull { .. } => "QUEUE_FULL",

@@ -10,6 +10,7 @@ pub mod config;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod decoder;
 pub mod dtype;
 pub mod engine;
 pub mod error;

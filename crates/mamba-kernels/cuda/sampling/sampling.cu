@@ -281,10 +281,14 @@ __device__ Found select(const Row &row, Shared &s, unsigned long long target, ui
     }
 }
 
-__device__ void sample(const Sampling &p) {
+struct Choice {
+    int token;     // -1: every logit is NaN or -infinity
+    float logprob; // of thread 0 alone
+};
+
+__device__ Choice sample(const Sampling &p, const SampleRow &options) {
     __shared__ Shared s;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const SampleRow &options = p.rows[blockIdx.x];
     const Row row(p, warp);
 
     // The largest logit and log sum exp of the logits as given.
@@ -303,10 +307,7 @@ __device__ void sample(const Sampling &p) {
             sum += exp_fast(x[0] - best.value) + exp_fast(x[1] - best.value) + exp_fast(x[2] - best.value) + exp_fast(x[3] - best.value);
     });
     Best largest = block_best(best, s, warp, lane);
-    if (largest.value == minus_infinity()) {
-        if (threadIdx.x == 0) p.token[blockIdx.x] = -1, p.logprob[blockIdx.x] = __int_as_float(0x7fc00000);
-        return;
-    }
+    if (largest.value == minus_infinity()) return {-1, __int_as_float(0x7fc00000)};
     const double share = best.value > minus_infinity() ? (double)sum * exp((double)best.value - (double)largest.value) : 0.;
     const double log_sum_exp = (double)largest.value + log(block_sum(share, s.sums, warp, lane));
 
@@ -457,9 +458,54 @@ __device__ void sample(const Sampling &p) {
     for (int i = threadIdx.x; i < options.bias_count; i += kSampleThreads)
         if (options.bias_ids[i] == token && changed_by_bias[i] > minus_infinity()) s.raw = changed_by_bias[i];
     __syncthreads();
-    if (threadIdx.x == 0) p.token[blockIdx.x] = token, p.logprob[blockIdx.x] = (float)((double)s.raw - log_sum_exp);
+    return {token, (float)((double)s.raw - log_sum_exp)};
+}
+
+__device__ void choose(const Sampling &p) {
+    const Choice choice = sample(p, p.rows[blockIdx.x]);
+    if (threadIdx.x == 0) p.token[blockIdx.x] = choice.token, p.logprob[blockIdx.x] = choice.logprob;
+}
+
+static_assert(sizeof(DecodeRow) <= 4 * kDecodeHeader, "a row's struct has room");
+
+__device__ void decode(const Decode &p) {
+    __shared__ SampleRow options;
+    __shared__ Sampling sampling;
+    const int at = p.which ? p.which[blockIdx.x] : p.first + blockIdx.x;
+    if (!p.which && p.slots[at] == p.spare) return;
+    int *const words = p.table + (long long)at * kDecodeRow;
+    DecodeRow &row = *reinterpret_cast<DecodeRow *>(words);
+    int *const window = words + kDecodeHeader, *const bias_ids = window + kDecodeWindow;
+    float *const bias = reinterpret_cast<float *>(bias_ids + kDecodeBias);
+    const int *const stop = bias_ids + 2 * kDecodeBias;
+    if (threadIdx.x == 0) {
+        options.seed = row.seed, options.position = row.position;
+        options.window = window, options.window_length = row.window_length;
+        options.bias_ids = bias_ids, options.bias = bias, options.bias_count = row.bias_count;
+        options.changed = bias + kDecodeBias + kDecodeStop;
+        options.temperature = row.temperature, options.top_p = row.top_p, options.min_p = row.min_p, options.top_k = row.top_k;
+        options.repetition_penalty = row.repetition_penalty;
+        options.frequency_penalty = row.frequency_penalty, options.presence_penalty = row.presence_penalty;
+        sampling.logits = p.logits, sampling.counts = p.counts, sampling.stride = p.stride, sampling.vocab = p.vocab;
+    }
+    __syncthreads();
+    const Choice choice = sample(sampling, options);
+    if (threadIdx.x != 0) return;
+    int *const chosen = p.chosen + 2 * (row.slot * kDecodeAhead + row.count % kDecodeAhead);
+    chosen[0] = choice.token, chosen[1] = __float_as_int(choice.logprob);
+    row.count++, row.position++, row.left--;
+    bool ends = choice.token < 0 || row.left <= 0;
+    for (int i = 0; i < row.stop_count; i++) ends |= stop[i] == choice.token;
+    if (choice.token >= 0) p.ids[at] = choice.token;
+    if (row.window_size > 0) {
+        window[row.window_next] = choice.token;
+        row.window_next = (row.window_next + 1) % row.window_size;
+        row.window_length = min(row.window_length + 1, row.window_size);
+    }
+    p.slots[at] = ends || row.hold ? p.spare : row.slot;
 }
 
 } // namespace sampling
 
-extern "C" __global__ void __launch_bounds__(kSampleThreads, 1) sampling_choose_f32(const __grid_constant__ Sampling p) { sampling::sample(p); }
+extern "C" __global__ void __launch_bounds__(kSampleThreads, 1) sampling_choose_f32(const __grid_constant__ Sampling p) { sampling::choose(p); }
+extern "C" __global__ void __launch_bounds__(kSampleThreads, 1) sampling_decode_f32(const __grid_constant__ Decode p) { sampling::decode(p); }

@@ -247,6 +247,23 @@ impl Tensor {
         }
     }
 
+    /// Reads `bytes` of the tensor as they are stored (little endian, row-major), from byte `start` of it on.
+    /// Nothing is done, and false returned, for a tensor in memory.
+    ///
+    /// # Errors
+    /// As [`Tensor::read_f32`].
+    pub fn read_stored(&self, start: usize, bytes: &mut [u8]) -> Result<bool> {
+        let Data::File { source, offset, stored } = &self.data else { return Ok(false) };
+        let whole = stored.tensor_bytes(&self.shape).unwrap_or_default();
+        if (start as u64).checked_add(bytes.len() as u64).is_none_or(|end| end > whole) {
+            return Err(Error::Internal {
+                message: format!("{} bytes from {start} of `{}` {:?}", bytes.len(), self.name, self.shape),
+            });
+        }
+        source.with(offset + start as u64, bytes.len(), |stored| bytes.copy_from_slice(stored))?;
+        Ok(true)
+    }
+
     /// Row by row, from the block on in which the part that is asked for begins.
     fn read_quantized(
         &self,

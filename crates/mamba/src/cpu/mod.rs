@@ -105,6 +105,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn copy_within(&mut self, buffer: &mut Self::Buffer, from: usize, to: usize, len: usize) -> Result<()> {
+        buffer.copy_within(from..from + len, to);
+        Ok(())
+    }
+
     fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Self::Weight> {
         ops::linear::Packed::new(tensor, dtype, &mut self.threads)
     }

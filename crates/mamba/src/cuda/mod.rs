@@ -6,6 +6,9 @@
 //! where channels are few, sequences are cut in time to fill the device; results then agree to 1e-5 (f32). With
 //! [`Cuda::deterministic`] neither is so, and results are equal to the bit in any batch.
 
+mod decoder;
+mod load;
+
 use mamba_kernels as kernels;
 use mamba_kernels::linear::{Product, Weight};
 use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
@@ -13,6 +16,7 @@ use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
 use crate::backend::{Backend, Batch, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
 use crate::config::NormKind;
+use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::causal_conv1d::CausalConv1d;
@@ -22,8 +26,6 @@ use crate::ops::selective_scan::SelectiveScan;
 
 /// Of the first GPU, as the driver counts them (`CUDA_VISIBLE_DEVICES` changes the order).
 const ORDINAL: usize = 0;
-/// Elements of a weight that are converted at a time at load.
-const SLAB: usize = 1 << 22;
 
 /// A GPU.
 pub struct Cuda {
@@ -80,6 +82,10 @@ impl Backend for Cuda {
         4096
     }
 
+    fn has_own_memory(&self) -> bool {
+        true
+    }
+
     fn alloc(&mut self, len: usize, what: &str) -> Result<Buffer> {
         self.device.alloc(len, Float::F32).map_err(|error| convert(error, what))
     }
@@ -96,6 +102,10 @@ impl Backend for Cuda {
         self.device.read(buffer, offset, values).map_err(failed)
     }
 
+    fn copy_within(&mut self, buffer: &mut Buffer, from: usize, to: usize, len: usize) -> Result<()> {
+        self.device.copy_within(buffer, from, to, len).map_err(failed)
+    }
+
     fn weight(&mut self, tensor: &Tensor, _: DType) -> Result<Weight> {
         let [outputs, inputs] = tensor.shape[..] else {
             return Err(Error::TensorShape {
@@ -106,12 +116,8 @@ impl Backend for Cuda {
         };
         let values = self.device.alloc(outputs * inputs, self.float);
         let mut values = values.map_err(|error| convert(error, &tensor.name))?;
-        let mut slab = vec![0.0; SLAB.min(outputs * inputs)];
-        for start in (0..outputs * inputs).step_by(SLAB) {
-            let slab = &mut slab[..SLAB.min(outputs * inputs - start)];
-            tensor.read_f32(start, slab)?;
-            self.device.write(&mut values, start, slab).map_err(failed)?;
-        }
+        let fill = |at, piece: &mut [u8]| load::fill(tensor, self.float, at, piece);
+        self.device.fill(&mut values, fill).map_err(failed)??;
         Ok(Weight { values, outputs, inputs })
     }
 
@@ -205,6 +211,14 @@ impl Backend for Cuda {
 
     fn token_logprobs(&mut self, logits: View<Buffer>, targets: &[u32], out: &mut [f32]) -> Result<()> {
         kernels::logprobs::token_logprobs(&self.device, rows(logits), targets, out).map_err(failed)
+    }
+
+    /// `None` with [`Cuda::deterministic`]: what cuts sequences and fills up rows cannot be recorded.
+    fn decoder(&mut self, rows: usize, vocab: usize, slots: usize) -> Result<Option<Box<dyn Decoder<Self>>>> {
+        match self.deterministic {
+            true => Ok(None),
+            false => Ok(Some(Box::new(decoder::Table::new(self, rows, vocab, slots)?))),
+        }
     }
 }
 

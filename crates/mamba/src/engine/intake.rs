@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::queue::Place;
 use super::request::{Cancel, EmbedOptions, Event, GenerateOptions, Input, Output, Pooling, Task};
+use super::sequence::{Sequence, Work};
 use super::session::{Loan, new_seed};
-use super::worker::{Message, Sequence, Work};
+use super::worker::Message;
 use super::{Life, ModelInfo, Permit};
 use crate::error::{Error, Result};
 use crate::text::{StopMatcher, Tokenizer};
@@ -19,6 +21,7 @@ pub(crate) struct Job {
     inputs: Vec<Input>,
     rules: Rules,
     d_model: usize,
+    place: Place,
     reply: Option<Reply>,
 }
 
@@ -37,6 +40,7 @@ struct Rules {
 pub(crate) enum Kind {
     Generate { options: GenerateOptions, stop: StopMatcher, session: Option<Loan> },
     Append { session: Loan },
+    CachePrefix,
     Forward { all: bool },
     Score,
     Embed { options: EmbedOptions },
@@ -53,6 +57,10 @@ pub(crate) struct Reply {
 impl Reply {
     pub fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.cancel.is_paused()
     }
 
     /// An event that is not the last.
@@ -138,7 +146,7 @@ impl EmbedGroup {
 
 impl Job {
     /// Checks a task.
-    pub fn new(task: Task, info: &Arc<ModelInfo>, has_tokenizer: bool) -> Result<Self> {
+    pub fn new(task: Task, place: Place, info: &Arc<ModelInfo>, has_tokenizer: bool) -> Result<Self> {
         let (kind, inputs) = match task {
             Task::Generate { prompt, options } => {
                 let (options, stop) = check_generate(options, info)?;
@@ -153,6 +161,7 @@ impl Job {
                 (Kind::Generate { options, stop, session: Some(session) }, Vec::new())
             }
             Task::Append { session, input } => (Kind::Append { session: session.lend(info)? }, vec![input]),
+            Task::CachePrefix { input } => (Kind::CachePrefix, vec![input]),
             Task::Forward { input, all } => (Kind::Forward { all }, vec![input]),
             Task::Score { input } => (Kind::Score, vec![input]),
             Task::Embed { inputs, options } => (Kind::Embed { options: check_embed(options, info)? }, inputs),
@@ -166,7 +175,7 @@ impl Job {
             },
             named: matches!(kind, Kind::Embed { .. }),
         };
-        let job = Self { kind, inputs, rules, d_model: info.config.d_model, reply: None };
+        let job = Self { kind, inputs, rules, d_model: info.config.d_model, place, reply: None };
         for (i, input) in job.inputs.iter().enumerate() {
             match input {
                 Input::Text(_) if !has_tokenizer => return Err(Error::TokenizerMissing),
@@ -257,7 +266,7 @@ pub(crate) fn admit(
     }
     // Should the engine be gone, the message is dropped, and its reply says so.
     let send = |sequence| drop(engine.send(Message::Sequence(Box::new(sequence))));
-    let (inputs, rules) = (std::mem::take(&mut job.inputs), job.rules);
+    let (inputs, rules, place) = (std::mem::take(&mut job.inputs), job.rules, job.place.clone());
     if let Kind::Embed { options } = &job.kind {
         let options = options.clone();
         let dimensions = options.dimensions.unwrap_or(job.d_model);
@@ -291,7 +300,10 @@ pub(crate) fn admit(
                     return group.fail(Error::ModelDisposed);
                 }
                 match rules.ids(index, input, tokenizer) {
-                    Ok(ids) => send(Sequence::new(ids, Work::Embed { group: group.clone(), index })),
+                    Ok(ids) => {
+                        let work = Work::Embed { group: group.clone(), index };
+                        send(Sequence::new(ids, place.clone(), work))
+                    }
                     Err(error) => return group.fail(error),
                 }
             }
@@ -317,14 +329,17 @@ pub(crate) fn admit(
         None => Vec::new(), // a session goes on from its pending token
     };
     send(match job.kind {
-        Kind::Generate { options, stop, session } => Sequence::generate(ids, options, stop, session, reply),
+        Kind::Generate { options, stop, session } => {
+            Sequence::generate(ids, place, options, stop, session, reply)
+        }
         Kind::Append { session } if ids.is_empty() => {
             drop(session);
             return reply.finish(Ok(Output::Appended { tokens: 0 }));
         }
-        Kind::Append { session } => Sequence::append(ids, session, reply),
-        Kind::Forward { all } => Sequence::new(ids, Work::Forward { all, data: Vec::new(), reply }),
-        Kind::Score => Sequence::score(ids, reply),
+        Kind::Append { session } => Sequence::append(ids, place, session, reply),
+        Kind::CachePrefix => Sequence::cache_prefix(ids, place, reply),
+        Kind::Forward { all } => Sequence::new(ids, place, Work::Forward { all, data: Vec::new(), reply }),
+        Kind::Score => Sequence::score(ids, place, reply),
         Kind::Embed { .. } => unreachable!("handled above"),
     });
 }

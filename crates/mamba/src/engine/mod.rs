@@ -2,24 +2,35 @@
 //! admission and retirement at every step, chunked prefill, decoding of all running sequences together.
 //! Generation, sessions, scores and embeddings are its clients; there is no other way to the model.
 
+mod decode;
+mod generation;
 mod intake;
+mod output;
+mod pace;
+mod prefix;
+mod queue;
 mod request;
+mod schedule;
+mod sequence;
 mod session;
+mod share;
 mod worker;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 
 pub use request::{
-    Cancel, EmbedOptions, Event, FinishReason, GenerateOptions, Input, Output, Pooling, Task, TokenEvent,
-    Usage,
+    Cancel, EmbedOptions, Event, FinishReason, GenerateOptions, Input, Output, Pooling, Priority, Standing,
+    Task, TokenEvent, Usage,
 };
 pub use session::Session;
 
 use self::intake::Job;
+use self::queue::{Owner, Place};
 use self::worker::{Message, Worker};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OpenOptions};
@@ -72,6 +83,12 @@ pub struct LoadOptions {
     /// Tokens that a step computes at most, over all sequences (and at least `max_batch`), 1 to 65536; `None`: 512 on a
     /// CPU, 4096 on a GPU.
     pub prefill_chunk: Option<usize>,
+    /// While someone reads a stream, a step takes on no more of others' prompts than fits into this time, by the speed
+    /// that the engine has measured (but at least 16 tokens), 1 ms to 1 h.
+    pub max_stall: Duration,
+    /// Bytes of states (and paths to them) that are kept after the beginnings that prompts share; 0: none. At least
+    /// one state must fit. On a GPU up to `max_batch` of the states lie in its memory, the others in the host's.
+    pub prefix_cache: u64,
 }
 
 impl Default for LoadOptions {
@@ -87,6 +104,8 @@ impl Default for LoadOptions {
             max_batch: 32,
             queue_limit: 1024,
             prefill_chunk: None,
+            max_stall: Duration::from_millis(100),
+            prefix_cache: 0,
         }
     }
 }
@@ -100,7 +119,20 @@ impl LoadOptions {
         threads::count(self.threads)?;
         within("maxBatch", self.max_batch, 4096)?;
         within("queueLimit", self.queue_limit, 1 << 20)?;
+        within("maxStall", self.max_stall.as_millis() as usize, 3_600_000)?;
         self.prefill_chunk.map_or(Ok(()), |chunk| within("prefillChunk", chunk, 1 << 16))
+    }
+}
+
+impl LoadOptions {
+    /// How many states of the prefix cache lie in the device's own memory, if it has any.
+    fn kept_on_device(&self, info: &ModelInfo, has_own_memory: bool) -> Result<usize> {
+        let Self { prefix_cache, max_batch, .. } = *self;
+        if (1..info.state_bytes).contains(&prefix_cache) {
+            let expected = format!("0 (off), or at least the {} bytes of one state", info.state_bytes);
+            return Err(Error::option("prefixCache", prefix_cache, &expected));
+        }
+        Ok(if has_own_memory { ((prefix_cache / info.state_bytes) as usize).min(max_batch) } else { 0 })
     }
 }
 
@@ -156,6 +188,9 @@ struct Shared {
     engine: Sender<Message>,
     pending: Arc<AtomicUsize>,
     queue_limit: usize,
+    caches_prefixes: bool,
+    /// Requests so far.
+    requests: AtomicU64,
     life: Arc<Life>,
 }
 
@@ -312,7 +347,11 @@ impl Mamba {
         }
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
-        Ok(Self { shared: Arc::new(Shared { info, tokenizer, intake, engine, pending, queue_limit, life }) })
+        let requests = AtomicU64::new(0);
+        let caches_prefixes = options.prefix_cache > 0;
+        let shared =
+            Shared { info, tokenizer, intake, engine, pending, queue_limit, caches_prefixes, requests, life };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// What is known of it.
@@ -343,6 +382,20 @@ impl Mamba {
         cancel: Cancel,
         on_event: impl FnMut(Event) + Send + 'static,
     ) -> Result<()> {
+        self.submit_as(Standing::default(), task, cancel, on_event)
+    }
+
+    /// The same for a user, or with a priority.
+    ///
+    /// # Errors
+    /// As [`Mamba::submit`].
+    pub fn submit_as(
+        &self,
+        Standing { user, priority }: Standing,
+        task: Task,
+        cancel: Cancel,
+        on_event: impl FnMut(Event) + Send + 'static,
+    ) -> Result<()> {
         let shared = &*self.shared;
         if shared.life.is_disposed() {
             return Err(Error::ModelDisposed);
@@ -350,7 +403,14 @@ impl Mamba {
         if cancel.is_cancelled() {
             return Err(Error::Aborted);
         }
-        let job = Job::new(task, &shared.info, shared.tokenizer.is_some())?;
+        if let (Task::CachePrefix { .. }, false) = (&task, shared.caches_prefixes) {
+            return Err(Error::option("prefixCache", "off", "a number of bytes, when the model is loaded"));
+        }
+        let owner = match user {
+            Some(user) => Owner::User(user.into()),
+            None => Owner::Request(shared.requests.fetch_add(1, Ordering::Relaxed)),
+        };
+        let job = Job::new(task, Place { owner, priority }, &shared.info, shared.tokenizer.is_some())?;
         let permit = Permit(shared.pending.clone());
         if shared.pending.fetch_add(1, Ordering::AcqRel) >= shared.queue_limit {
             return Err(Error::QueueFull { limit: shared.queue_limit });

@@ -26,21 +26,81 @@ impl Input {
     }
 }
 
-/// A flag that ends a request within one engine step. Clones share it.
+/// Flags that end a request within one engine step, or let it rest. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Flags>);
+
+#[derive(Debug, Default)]
+struct Flags {
+    cancelled: AtomicBool,
+    paused: AtomicBool,
+}
 
 impl Cancel {
     /// Asks the request to end; it answers with [`Error::Aborted`].
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.cancelled.store(true, Ordering::Release);
     }
 
     /// Whether [`Cancel::cancel`] was called.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.cancelled.load(Ordering::Acquire)
     }
+
+    /// Whether a generation is to rest, since its consumer does not keep up. It gives its slot to others within one
+    /// step (a few tokens may still come) and waits for one again when it may go on.
+    pub fn pause(&self, paused: bool) {
+        self.0.paused.store(paused, Ordering::Release);
+    }
+
+    /// What [`Cancel::pause`] said last.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.0.paused.load(Ordering::Acquire)
+    }
+}
+
+/// How urgent a request is. Of slots that become free, and of what a step computes of prompts, one that is `High` gets
+/// four times as much as one that is `Normal`, and that four times as much as one that is `Low`: none starves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Priority {
+    /// Someone is waiting.
+    High,
+    /// As most.
+    #[default]
+    Normal,
+    /// Has time.
+    Low,
+}
+
+impl Priority {
+    /// All of them, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// Its share, relative to the others'.
+    #[must_use]
+    pub fn weight(self) -> u64 {
+        match self {
+            Self::High => 16,
+            Self::Normal => 4,
+            Self::Low => 1,
+        }
+    }
+
+    /// The time from one of its turns to the next, where nobody else had one.
+    pub(super) fn stride(self) -> u64 {
+        16 / self.weight()
+    }
+}
+
+/// Whose a request is, and how urgent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Requests of the same user share one turn among the users of a priority. `None`: the request has its own.
+    pub user: Option<String>,
+    /// How urgent it is.
+    pub priority: Priority,
 }
 
 /// How text is generated.
@@ -139,6 +199,12 @@ pub enum Task {
         /// At least two tokens.
         input: Input,
     },
+    /// Keep the state after a text, so that prompts which begin with its tokens need not compute it
+    /// ([`super::LoadOptions::prefix_cache`]).
+    CachePrefix {
+        /// At least one token.
+        input: Input,
+    },
     /// One vector per text.
     Embed {
         /// Each at least one token; may be an empty list.
@@ -185,8 +251,10 @@ impl FinishReason {
 /// Tokens and time of one generation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// Tokens of the prompt that were computed (for a session: not those of earlier calls).
+    /// Tokens of the prompt (for a session: not those of earlier calls).
     pub prompt_tokens: usize,
+    /// How many of them were not computed, as the state after them was in the prefix cache.
+    pub cached_tokens: usize,
     /// Tokens that were generated.
     pub completion_tokens: usize,
     /// Seconds from admission to the first token.
@@ -210,6 +278,11 @@ pub enum Output {
         finish_reason: FinishReason,
         /// Counts and times.
         usage: Usage,
+    },
+    /// Of [`Task::CachePrefix`].
+    Cached {
+        /// Tokens of this input.
+        tokens: usize,
     },
     /// Of [`Task::Append`].
     Appended {

@@ -87,25 +87,66 @@ impl<B: Backend> Model<B> {
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
     ) -> Result<B::Plan> {
-        let tokens = batch.tokens();
+        let plan = backend.plan(batch)?;
+        self.run(backend, &plan, batch.tokens(), slots, workspace)?;
+        Ok(plan)
+    }
+
+    /// [`Model::forward`] for a plan of so many tokens.
+    fn run(
+        &self,
+        backend: &mut B,
+        plan: &B::Plan,
+        tokens: usize,
+        slots: &mut Slots<B>,
+        workspace: &mut Workspace<B>,
+    ) -> Result<()> {
         assert!(
             tokens <= workspace.max_tokens(),
             "{tokens} tokens in a workspace of {}",
             workspace.max_tokens()
         );
         let d_model = self.config.d_model;
-        let plan = backend.plan(batch)?;
-        backend.embedding(
-            &plan,
-            &self.embedding,
-            ViewMut::dense(&mut workspace.residual, tokens, d_model),
-        )?;
+        backend.embedding(plan, &self.embedding, ViewMut::dense(&mut workspace.residual, tokens, d_model))?;
         let mut state_offset = 0;
         for (i, block) in self.blocks.iter().enumerate() {
-            block.forward(backend, &plan, tokens, i > 0, slots, &mut state_offset, workspace)?;
+            block.forward(backend, plan, tokens, i > 0, slots, &mut state_offset, workspace)?;
         }
-        self.norm_f.forward(backend, tokens, !self.blocks.is_empty(), workspace)?;
-        Ok(plan)
+        self.norm_f.forward(backend, tokens, !self.blocks.is_empty(), workspace)
+    }
+
+    /// A step of one token for each of the plan's `rows` sequences: `choose` gets the logits [n, vocab] of n of them at a
+    /// time, and the first one's row.
+    ///
+    /// # Errors
+    /// What the backend and `choose` give.
+    pub fn decode(
+        &self,
+        backend: &mut B,
+        plan: &B::Plan,
+        rows: usize,
+        slots: &mut Slots<B>,
+        workspace: &mut Workspace<B>,
+        choose: &mut dyn FnMut(&mut B, ViewMut<B::Buffer>, usize) -> Result<()>,
+    ) -> Result<()> {
+        self.run(backend, plan, rows, slots, workspace)?;
+        let (d_model, vocab) = (self.config.d_model, self.padded_vocab_size());
+        for first in (0..rows).step_by(workspace.max_rows()) {
+            let n = workspace.max_rows().min(rows - first);
+            let mut hidden = View::dense(&workspace.hidden, n, d_model);
+            hidden.offset = first * d_model;
+            self.head(backend, hidden, ViewMut::dense(&mut workspace.logits, n, vocab))?;
+            choose(backend, ViewMut::dense(&mut workspace.logits, n, vocab), first)?;
+        }
+        Ok(())
+    }
+
+    /// Hidden states [n, d_model] to logits [n, vocab].
+    fn head(&self, backend: &mut B, hidden: View<B::Buffer>, logits: ViewMut<B::Buffer>) -> Result<()> {
+        match &self.lm_head {
+            Some(head) => head.forward(backend, hidden, logits),
+            None => backend.linear(hidden, &self.embedding, None, logits),
+        }
     }
 
     /// Computes `workspace.logits` [rows.len(), vocab] for the given rows of `workspace.hidden`.
@@ -118,11 +159,7 @@ impl<B: Backend> Model<B> {
         let hidden = View::dense(&workspace.hidden, workspace.max_tokens(), d_model);
         backend.gather(hidden, rows, ViewMut::dense(&mut workspace.selected, n, d_model))?;
         let selected = View::dense(&workspace.selected, n, d_model);
-        let logits = ViewMut::dense(&mut workspace.logits, n, self.padded_vocab_size());
-        match &self.lm_head {
-            Some(head) => head.forward(backend, selected, logits),
-            None => backend.linear(selected, &self.embedding, None, logits),
-        }
+        self.head(backend, selected, ViewMut::dense(&mut workspace.logits, n, self.padded_vocab_size()))
     }
 }
 

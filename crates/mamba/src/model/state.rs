@@ -77,6 +77,14 @@ impl<B: Backend> Slots<B> {
         Ok(state)
     }
 
+    /// Copies a slot's whole state into another slot.
+    ///
+    /// # Errors
+    /// What the backend gives.
+    pub fn copy(&mut self, backend: &mut B, from: usize, to: usize) -> Result<()> {
+        backend.copy_within(&mut self.buffer, from * self.elements, to * self.elements, self.elements)
+    }
+
     /// Copies a whole state into a slot.
     ///
     /// # Errors

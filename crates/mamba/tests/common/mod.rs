@@ -1,10 +1,12 @@
 //! What the integration tests share.
 #![allow(dead_code)]
 
+pub mod ahead;
 pub mod cuda;
 pub mod model;
 pub mod ops;
 pub mod sampling;
+pub mod watched;
 
 use std::path::{Path, PathBuf};
 

@@ -479,3 +479,32 @@ fn cross_entropy_with_its_gradient() {
         }
     }
 }
+
+/// Longer than the two pinned pieces together, so that the first is filled again.
+#[test]
+fn buffers_are_filled_piece_by_piece_and_copied() {
+    let mut cuda = Cuda::new(DType::F32).unwrap();
+    let values: Vec<f32> = (0..7_000_003).map(|i| i as f32 * 0.25).collect();
+    let mut filled = nans(&mut cuda, 2 * values.len());
+    let mut next = 0;
+    let fill = |at: usize, bytes: &mut [u8]| -> Result<(), ()> {
+        assert_eq!(at, next);
+        next += bytes.len();
+        for (i, bytes) in bytes.chunks_exact_mut(4).enumerate() {
+            bytes.copy_from_slice(&values[(at / 4 + i) % values.len()].to_ne_bytes());
+        }
+        Ok(())
+    };
+    cuda.device().fill(&mut filled, fill).unwrap().unwrap();
+    assert_eq!(next, 4 * filled.len());
+    let mut back = vec![0.0; values.len()];
+    for half in [0, values.len()] {
+        cuda.read(&filled, half, &mut back).unwrap();
+        assert!(bits(&back) == bits(&values));
+    }
+    cuda.copy_within(&mut filled, 5, 1_000_000, 900_000).unwrap();
+    cuda.read(&filled, 0, &mut back).unwrap();
+    assert!(back[1_000_000..1_900_000] == values[5..900_005] && back[1_900_000..] == values[1_900_000..]);
+    let stopped = cuda.device().fill(&mut filled, |_, _| Err("no such file"));
+    assert_eq!(stopped.unwrap(), Err("no such file"));
+}

@@ -1,0 +1,255 @@
+//! Decoding where the backend chooses tokens (tests/common/ahead.rs): every answer is the one that the host's choosing
+//! gives, to the bit.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::Rng;
+use common::ahead::Ahead;
+use mamba::checkpoint::{Checkpoint, OpenOptions};
+use mamba::cpu::Cpu;
+use mamba::engine::{
+    Cancel, Device, EmbedOptions, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Session,
+    Task,
+};
+use mamba::generate::SamplerOptions;
+use mamba::text::Tokenizer;
+use mamba::{DType, Error, Mamba};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/mamba-novels-7m")
+}
+
+fn options(max_batch: usize) -> LoadOptions {
+    LoadOptions {
+        device: Device::Cpu,
+        dtype: Some(DType::F32),
+        threads: Some(2),
+        max_batch,
+        prefill_chunk: Some(16),
+        ..LoadOptions::default()
+    }
+}
+
+fn host(max_batch: usize) -> Mamba {
+    Mamba::load(&folder(), &options(max_batch), &Cancel::default(), &mut |_| {}).unwrap()
+}
+
+fn ahead(max_batch: usize) -> Mamba {
+    let checkpoint = Checkpoint::open(&folder(), &OpenOptions { mmap: true }).unwrap();
+    let tokenizer = Tokenizer::from_file(checkpoint.tokenizer_path().unwrap()).unwrap();
+    let (backend, options) = (Ahead(Cpu::new(2).unwrap()), options(max_batch));
+    Mamba::with_backend(backend, 2, &checkpoint, Some(tokenizer), &options, &Cancel::default(), &mut |_| {})
+        .unwrap()
+}
+
+fn start(model: &Mamba, task: Task, cancel: Cancel) -> mpsc::Receiver<Event> {
+    let (sender, events) = mpsc::channel();
+    model.submit(task, cancel, move |event| drop(sender.send(event))).unwrap();
+    events
+}
+
+/// Every event; the last is the result.
+fn events(receiver: &mpsc::Receiver<Event>) -> Vec<Event> {
+    let mut all = Vec::new();
+    loop {
+        let event = receiver.recv_timeout(Duration::from_secs(300)).expect("an answer");
+        let last = !matches!(event, Event::Token(_));
+        all.push(event);
+        if last {
+            return all;
+        }
+    }
+}
+
+/// What was said, without times.
+fn said(events: Vec<Event>) -> String {
+    let one = |event| match event {
+        Event::Done(Output::Generated { text, tokens, logprobs, finish_reason, usage }) => {
+            let (prompt, completion) = (usage.prompt_tokens, usage.completion_tokens);
+            format!("{text:?} {tokens:?} {logprobs:?} {finish_reason:?} {prompt} {completion}")
+        }
+        other => format!("{other:?}"),
+    };
+    events.into_iter().map(one).collect::<Vec<_>>().join("\n")
+}
+
+/// A request of any kind; the same for the same number.
+fn request(i: u64) -> Task {
+    let rng = &mut Rng(i);
+    let length = rng.size(1, 40);
+    let prompt: Vec<u32> = (0..length).map(|_| rng.size(0, 8000) as u32).collect();
+    if rng.size(0, 9) == 0 {
+        return Task::Embed { inputs: vec![Input::Ids(prompt)], options: EmbedOptions::default() };
+    }
+    let sampler = SamplerOptions {
+        temperature: rng.pick(&[0.0, 0.8, 1.3]),
+        top_k: rng.pick(&[0, 20]),
+        top_p: rng.pick(&[1.0, 0.9]),
+        repetition_penalty: rng.pick(&[1.0, 1.2]),
+        frequency_penalty: rng.pick(&[0.0, 0.3]),
+        penalty_window: rng.pick(&[0, 5, 256]),
+        logit_bias: (0..rng.pick(&[0, 0, 2, 6])).map(|i| (i * 7, 0.5)).collect(),
+        logprobs: rng.pick(&[0, 0, 0, 2]),
+        ..SamplerOptions::default()
+    };
+    let options = GenerateOptions {
+        max_tokens: rng.size(1, 30),
+        sampler,
+        seed: Some(i),
+        stop: rng.pick::<&[&str]>(&[&[], &[" the", "e."]]).iter().map(|stop| (*stop).into()).collect(),
+        stop_tokens: (0..rng.pick(&[0, 300])).collect(),
+        ignore_eos: rng.pick(&[true, false]),
+        stream: rng.pick(&[true, false]),
+    };
+    Task::Generate { prompt: Input::Ids(prompt), options }
+}
+
+#[test]
+fn every_answer_is_what_the_host_would_choose() {
+    let (host, ahead) = (host(16), ahead(5));
+    let ask_all = |model: &Mamba| -> Vec<String> {
+        let all: Vec<_> = (0..120).map(|i| start(model, request(i), Cancel::default())).collect();
+        all.iter().map(|one| said(events(one))).collect()
+    };
+    let (expected, answers) = (ask_all(&host), ask_all(&ahead));
+    for (i, (expected, answer)) in expected.iter().zip(&answers).enumerate() {
+        assert_eq!(answer, expected, "request {i}: {:?}", request(i as u64));
+    }
+    let stopped = expected.iter().filter(|answer| answer.contains("Stop")).count();
+    assert!(stopped > 20, "{stopped} were stopped");
+}
+
+fn append(model: &Mamba, session: &Session, text: &str) {
+    let task = Task::Append { session: session.clone(), input: Input::Text(text.into()) };
+    assert!(matches!(events(&start(model, task, Cancel::default())).pop(), Some(Event::Done(_))));
+}
+
+fn go_on(model: &Mamba, session: &Session, options: &GenerateOptions) -> (String, FinishReason) {
+    let task = Task::Continue { session: session.clone(), options: options.clone() };
+    match events(&start(model, task, Cancel::default())).pop() {
+        Some(Event::Done(Output::Generated { text, finish_reason, .. })) => (text, finish_reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A stop string is seen a step late, yet the session's state is that of its text; alone, and beside others that run ahead.
+#[test]
+fn sessions_with_stop_strings_hold() {
+    let (host, ahead) = (host(8), ahead(8));
+    let company = |model: &Mamba| {
+        let options = GenerateOptions { max_tokens: 150, ignore_eos: true, ..GenerateOptions::default() };
+        let task = Task::Generate { prompt: Input::Text("The sea".into()), options };
+        (start(model, task.clone(), Cancel::default()), start(model, task, Cancel::default()))
+    };
+    for accompanied in [false, true] {
+        let sessions = [&host, &ahead].map(|model| {
+            let others = accompanied.then(|| company(model));
+            let session = model.session();
+            append(model, &session, "It was a dark night, and");
+            let options = GenerateOptions {
+                max_tokens: 60,
+                ignore_eos: true,
+                stop: vec![" the".into(), ",".into()],
+                ..GenerateOptions::default()
+            };
+            let parts: Vec<_> = (0..6).map(|_| go_on(model, &session, &options)).collect();
+            assert!(parts.iter().any(|(_, reason)| *reason == FinishReason::Stop), "{parts:?}");
+            if let Some((first, second)) = others {
+                assert_eq!(said(events(&first)), said(events(&second)));
+            }
+            // The state is what lies before the hash at the end.
+            let bytes = session.to_bytes().unwrap();
+            let end = bytes.len() - 32;
+            let state = bytes[end - model.info().state_bytes as usize..end].to_vec();
+            (parts, session.tokens(), state)
+        });
+        assert!(sessions[0] == sessions[1], "accompanied {accompanied}");
+    }
+}
+
+/// What a session has generated when it is cancelled stays in it, and its state is that of its tokens.
+#[test]
+fn a_cancelled_session_goes_on_where_it_was() {
+    let ahead = ahead(4);
+    let greedy = GenerateOptions { max_tokens: 400, ignore_eos: true, ..GenerateOptions::default() };
+    let task = |prompt: &str| Task::Generate { prompt: Input::Text(prompt.into()), options: greedy.clone() };
+    let Some(Event::Done(Output::Generated { tokens: whole, .. })) =
+        events(&start(&ahead, task("The ship"), Cancel::default())).pop()
+    else {
+        panic!("no text")
+    };
+    let session = ahead.session();
+    append(&ahead, &session, "The ship");
+    let before = session.tokens();
+    let cancel = Cancel::default();
+    let options = GenerateOptions { stream: true, ..greedy.clone() };
+    let receiver = start(&ahead, Task::Continue { session: session.clone(), options }, cancel.clone());
+    for _ in 0..5 {
+        assert!(matches!(receiver.recv_timeout(Duration::from_secs(60)), Ok(Event::Token(_))));
+    }
+    cancel.cancel();
+    let last = events(&receiver).pop();
+    assert!(matches!(last, Some(Event::Failed(Error::Aborted))), "{last:?}");
+    let generated = (session.tokens() - before) as usize;
+    assert!((5..400).contains(&generated), "{generated}");
+    let more = GenerateOptions { max_tokens: 20, ..greedy };
+    let task = Task::Continue { session, options: more };
+    match events(&start(&ahead, task, Cancel::default())).pop() {
+        Some(Event::Done(Output::Generated { tokens, .. })) => {
+            assert_eq!(tokens, whole[generated..generated + 20]);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_panicking_callback_ends_what_was_running_and_no_more() {
+    let ahead = ahead(4);
+    let (sender, failed) = mpsc::channel();
+    let options = GenerateOptions { max_tokens: 50, ignore_eos: true, stream: true, ..Default::default() };
+    let task = Task::Generate { prompt: Input::Text("A".into()), options: options.clone() };
+    let other = start(&ahead, Task::Generate { prompt: Input::Text("B".into()), options }, Cancel::default());
+    ahead
+        .submit(task, Cancel::default(), move |event| match event {
+            Event::Token(_) => panic!("a callback's panic"),
+            last => drop(sender.send(last)),
+        })
+        .unwrap();
+    let last = failed.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert!(matches!(last, Event::Failed(Error::Internal { .. })), "{last:?}");
+    events(&other);
+    let again = said(events(&start(&ahead, request(3), Cancel::default())));
+    assert_eq!(again, said(events(&start(&host(4), request(3), Cancel::default()))));
+}
+
+/// One that rests has no row and no slot; it goes on where it was, again and again.
+#[test]
+fn one_that_rests_goes_on_where_it_was() {
+    let ahead = ahead(1);
+    let options = GenerateOptions { max_tokens: 60, ignore_eos: true, stream: true, ..Default::default() };
+    let task = Task::Generate { prompt: Input::Text("The ship".into()), options };
+    let whole = said(events(&start(&ahead, task.clone(), Cancel::default())));
+    let control = Cancel::default();
+    let (sender, receiver) = mpsc::channel();
+    let (rest, mut seen) = (control.clone(), 0);
+    let slow = move |event| {
+        seen += 1;
+        if seen % 7 == 0 {
+            rest.pause(true);
+        }
+        drop(sender.send(event));
+    };
+    ahead.submit(task, control.clone(), slow).unwrap();
+    let mut all = Vec::new();
+    while !matches!(all.last(), Some(Event::Done(_) | Event::Failed(_))) {
+        // With one slot in all, it is answered only if the other one rests, or has ended.
+        events(&start(&ahead, request(5), Cancel::default()));
+        all.extend(receiver.try_iter());
+        control.pause(false);
+    }
+    assert_eq!(said(all), whole);
+}
