@@ -1,4 +1,4 @@
-export type { Abortable } from './lib/call.js'
+export type { Abortable, Priority, Queued } from './lib/call.js'
 export { ChatTemplate, type ChatMessage } from './lib/chat-template.js'
 export { convert, type ConvertOptions, type ConvertProgress } from './lib/convert.js'
 export type { CudaDiagnosis } from './lib/cuda.js'
@@ -26,6 +26,7 @@ export {
   type Score,
 } from './lib/model.js'
 export type { Session } from './lib/session.js'
+export type { Percentiles, PrefixCacheStats, Stats, StatsStreamOptions } from './lib/stats.js'
 export type { DecodeOptions, Tokenizer } from './lib/tokenizer.js'
 export {
   mergeAdapter,

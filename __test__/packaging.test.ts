@@ -71,6 +71,15 @@ function install(project: string, tarballs: string[]): void {
   node(project, npmScript(), 'install', ...flags, ...tarballs)
 }
 
+/** What the package depends on, which npm would fetch, from what is installed here. */
+function packDependencies(folder: string): string[] {
+  const { dependencies } = JSON.parse(read('package.json')) as { dependencies: Record<string, string> }
+  return Object.keys(dependencies).map((name) => {
+    const flags = ['--silent', '--ignore-scripts', `--pack-destination=${folder}`]
+    return join(folder, node(folder, npmScript(), 'pack', ...flags, join(root, 'node_modules', name)))
+  })
+}
+
 test.before('pack, and install into an empty project', (t) => {
   const project = mkdtempSync(join(tmpdir(), 'node-mamba-project-'))
   t.context = { project, platform: '' }
@@ -81,7 +90,7 @@ test.before('pack, and install into an empty project', (t) => {
   const tarballs = packed.filter((name) => !name.includes('node-mamba-cuda'))
   t.is(tarballs.length, 3)
   t.is(packed.length, withCuda ? 5 : 3)
-  install(project, tarballs)
+  install(project, [...tarballs, ...packDependencies(project)])
   writeFileSync(
     join(project, 'diagnose.js'),
     `import { diagnose } from 'node-mamba'\nconsole.log(JSON.stringify(diagnose()))\n`,
@@ -128,6 +137,7 @@ test('the packages hold what they should and nothing else', (t) => {
       'package.json',
       'dist/lib/native.d.ts',
       ...compiled.flatMap((name) => [`${name}.js`, `${name}.d.ts`]),
+      ...filesBelow(join(root, 'dist/playground')).map((name) => `dist/playground/${name}`),
     ].toSorted(),
   )
   t.deepEqual(filesBelow(join(modules, '@node-mamba', platform)), [
@@ -145,6 +155,14 @@ test('the packages hold what they should and nothing else', (t) => {
     'package.json',
     'tokenizer.json',
   ])
+})
+
+test('the program runs, and nothing but its own two packages came with it', (t) => {
+  const { project } = t.context
+  const main = join(project, 'node_modules/node-mamba/dist/lib/cli/main.js')
+  t.true(node(project, main, 'run', 'The ship', '-n', '8').length > 10)
+  const others = readdirSync(join(project, 'node_modules')).filter((name) => !name.startsWith('.'))
+  t.deepEqual(others.toSorted(), ['@bomb.sh', '@node-mamba', 'commander', 'node-mamba'])
 })
 
 test('facade and binary take less than 25 MB', (t) => {

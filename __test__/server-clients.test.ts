@@ -3,7 +3,7 @@ import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { ChatOpenAI, OpenAI as LangChainOpenAI, OpenAIEmbeddings } from '@langchain/openai'
 import { embedMany, generateText, streamText } from 'ai'
 import test, { type ExecutionContext } from 'ava'
-import OpenAI from 'openai'
+import OpenAI, { AuthenticationError, BadRequestError, NotFoundError } from 'openai'
 import { useModel } from './helpers/model.js'
 import { testServer } from './helpers/server.js'
 
@@ -15,7 +15,7 @@ const chat = [
   { role: 'system' as const, content: 'You tell stories.' },
   { role: 'user' as const, content: 'Tell one.' },
 ]
-const rendered = 'system: You tell stories.\nuser: Tell one.\nassistant:'
+const rendered = 'system:\nYou tell stories.\nuser:\nTell one.\nassistant:\n'
 const texts = ['a ship at sea', 'a boat on the water']
 
 async function base(t: ExecutionContext): Promise<string> {
@@ -38,7 +38,8 @@ test('openai: completions, whole and streamed', async (t) => {
   t.is(whole.choices[0]!.text, expected.text)
   t.deepEqual(whole.choices[0]!.logprobs!.token_logprobs, [...expected.logprobs])
   t.is(whole.usage!.completion_tokens, 12)
-  t.truthy(whole._request_id)
+  const { _request_id: requestId } = whole
+  t.truthy(requestId)
   let text = ''
   let total: number | undefined
   const stream = await client.completions.create({
@@ -100,14 +101,14 @@ test('openai: embeddings (base64 underneath), models, errors, leaving', async (t
 
   const asked = { model: 'novels', prompt, max_tokens: 5 }
   const noModel = await t.throwsAsync(client.completions.create({ ...asked, model: 'none' }), {
-    instanceOf: OpenAI.NotFoundError,
+    instanceOf: NotFoundError,
   })
   t.deepEqual([noModel.code, noModel.param], ['model_not_found', 'model'])
   await t.throwsAsync(new OpenAI({ baseURL, apiKey: 'wrong', maxRetries: 0 }).models.list(), {
-    instanceOf: OpenAI.AuthenticationError,
+    instanceOf: AuthenticationError,
   })
   await t.throwsAsync(client.completions.create({ ...asked, temperature: 9 }), {
-    instanceOf: OpenAI.BadRequestError,
+    instanceOf: BadRequestError,
   })
   const stream = await client.completions.create({ ...asked, max_tokens: 4000, stream: true })
   for await (const _ of stream) break // closes the connection

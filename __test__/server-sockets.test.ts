@@ -2,12 +2,12 @@
 import { once } from 'node:events'
 import test from 'ava'
 import { Mamba } from 'node-mamba'
-import { events, open, raw, testServer, until } from './helpers/server.js'
+import { events, metric, open, raw, testServer, until } from './helpers/server.js'
 
-// A few slots only, so that one that is not freed is missed.
+// A short queue, so that a place that is not freed is missed.
 let model: Mamba
 test.before(async () => {
-  model = await Mamba.load('default', { maxBatch: 2, queueLimit: 4 })
+  model = await Mamba.load('default', { maxBatch: 8, queueLimit: 12 })
 })
 test.after.always(() => model?.dispose())
 
@@ -29,10 +29,7 @@ const post = (url: string, body: unknown, signal?: AbortSignal) =>
     ...(signal && { signal }),
   })
 
-async function active(url: string): Promise<number> {
-  const text = await (await fetch(`${url}/metrics`)).text()
-  return Number(/^node_mamba_active_requests (\d+)/m.exec(text)![1])
-}
+const active = (url: string) => metric(url, 'node_mamba_active_requests')
 
 test.serial('the first event comes before the last token is computed', async (t) => {
   const { url } = await testServer(t, model)
@@ -59,15 +56,17 @@ test.serial('a client that leaves frees its slot, streaming or not', async (t) =
       await until(async () => (await active(url)) === 0)
     }
   }
-  const response = await post(url, { ...short, n: 4 })
+  const response = await post(url, { ...short, n: 12 })
   t.is(response.status, 200)
 })
 
 test.serial('a client that leaves while it waits in the queue', async (t) => {
   const { url } = await testServer(t, model)
   const running = new AbortController()
-  const streams = [post(url, long, running.signal), post(url, long, running.signal)]
-  await Promise.all(streams)
+  await Promise.all([
+    post(url, { ...long, n: 4 }, running.signal),
+    post(url, { ...long, n: 4 }, running.signal),
+  ])
   const waiting = new AbortController()
   const asked = post(url, { ...short, n: 2 }, waiting.signal)
   await until(async () => (await active(url)) === 3)
@@ -81,8 +80,8 @@ test.serial('a client that leaves while it waits in the queue', async (t) => {
 
 test.serial('clients that never read are disconnected, and hold up nobody', async (t) => {
   const { url, port } = await testServer(t, model, { limits: { stallSeconds: 1 } })
-  // More than the sockets' buffers take: each token comes with the 20 likeliest ones.
-  const asked = raw('/v1/completions', { ...long, logprobs: 20 })
+  // Some 20 MB, more than the sockets' buffers take: each token comes with the 20 likeliest ones.
+  const asked = raw('/v1/completions', { ...long, logprobs: 20, n: 4 })
   const sockets = await Promise.all(
     Array.from({ length: 2 }, async () => {
       const socket = await open(port)
@@ -95,7 +94,8 @@ test.serial('clients that never read are disconnected, and hold up nobody', asyn
   const others = await post(url, short)
   t.is(others.status, 200)
   await until(async () => (await active(url)) === 0)
-  t.is((await post(url, { ...short, n: 4 })).status, 200)
+  t.is(await metric(url, 'node_mamba_stalled_total'), 2)
+  t.is((await post(url, { ...short, n: 12 })).status, 200)
   for (const socket of sockets) socket.destroy()
 })
 

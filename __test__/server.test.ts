@@ -221,7 +221,7 @@ const messages = [
     ],
   },
 ]
-const rendered = 'system: You tell stories.\nuser: Tell one.\nassistant:'
+const rendered = 'system:\nYou tell stories.\nuser:\nTell one.\nassistant:\n'
 
 test('a chat is a completion of what the template makes of it', async (t) => {
   const { post } = await testApp(t, model())

@@ -1,5 +1,6 @@
 import { MambaError, type MambaErrorCode } from './errors.js'
-import type { NativeCallback, NativeJob } from './native.js'
+import type { NativeCallback, NativeJob, NativeStanding } from './native.js'
+import type { Options } from './options.js'
 
 /** What stops a call, and the part of every long call's options that says so. */
 export interface Abortable {
@@ -8,6 +9,31 @@ export interface Abortable {
    * reason. The model stays usable.
    */
   signal?: AbortSignal
+}
+
+/** Whose a call is and how urgent, and the part of the options of everything the engine computes that says so. */
+export interface Queued extends Abortable {
+  /**
+   * Whose call it is. Where there are more calls than `maxBatch`, users are served in turn, however many calls each has.
+   * Default: a call without a user has a turn of its own.
+   */
+  user?: string
+  /**
+   * How urgent it is. Of slots that become free, and of what a step computes of prompts, `high` gets four times as much as
+   * `normal`, and that four times as much as `low`; none starves. Default: `normal`.
+   */
+  priority?: Priority
+}
+
+/** How urgent a call is. */
+export type Priority = 'high' | 'normal' | 'low'
+
+/** The names of {@link Queued}'s options. */
+export const queuedNames = ['user', 'priority', 'signal'] as const satisfies readonly (keyof Queued)[]
+
+/** Reads {@link Queued}'s options but the signal. */
+export function readStanding(read: Options<Queued>): NativeStanding {
+  return { user: read.string('user'), priority: read.oneOf('priority', ['high', 'normal', 'low']) }
 }
 
 /** The error that the addon gave, as this package throws it. */
@@ -37,13 +63,13 @@ export function aborted(signal: AbortSignal): MambaError {
 
 /**
  * Starts something in the addon. `settle` is called once, with what it ends with; `start`'s callback must be
- * given the last event only. The returned function asks it to end early.
+ * given the last event only. What is returned asks it to end early, or to rest.
  */
 export function begin<T>(
   signal: AbortSignal | undefined,
   start: (last: NativeCallback<T>) => NativeJob | void,
   settle: NativeCallback<T>,
-): () => void {
+): Pick<NativeJob, 'cancel' | 'pause'> {
   if (signal?.aborted) throw aborted(signal)
   const cancel = () => job?.cancel()
   const job = direct(() =>
@@ -56,7 +82,7 @@ export function begin<T>(
     }),
   )
   signal?.addEventListener('abort', cancel, { once: true })
-  return cancel
+  return { cancel, pause: (paused) => job?.pause(paused) }
 }
 
 /** {@link begin} as a promise. */
@@ -81,7 +107,7 @@ export function callWithProgress<P, T>(
 ): Promise<T> {
   return new Promise((resolve, reject) => {
     let failed = false
-    const cancel = begin<T>(
+    const job = begin<T>(
       signal,
       (last) =>
         start((error, event) => {
@@ -91,7 +117,7 @@ export function callWithProgress<P, T>(
           } catch (thrown) {
             failed = true
             reject(thrown)
-            cancel()
+            job.cancel()
           }
         }),
       (error, value) => (error ? reject(error) : resolve(value)),

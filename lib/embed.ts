@@ -1,11 +1,11 @@
-import { aborted, call, type Abortable } from './call.js'
+import { aborted, call, queuedNames, readStanding, type Queued } from './call.js'
 import { MambaError } from './errors.js'
 import { toNative, type TextOrIds } from './input.js'
-import type { NativeEmbedOptions, NativeEvent, NativeModel } from './native.js'
+import type { NativeEmbedOptions, NativeEvent, NativeModel, NativeStanding } from './native.js'
 import { Options, shown } from './options.js'
 
 /** How texts become vectors. */
-export interface EmbedOptions extends Abortable {
+export interface EmbedOptions extends Queued {
   /**
    * `mean`: the mean of the hidden states after the final norm over all tokens. `last`: that of the last
    * token. Default: `mean`.
@@ -37,7 +37,7 @@ const names = [
   'pooling',
   'normalize',
   'dimensions',
-  'signal',
+  ...queuedNames,
 ] as const satisfies readonly (keyof EmbedOptions)[]
 
 function readEmbedOptions(read: Options<EmbedStreamOptions>): NativeEmbedOptions {
@@ -52,10 +52,11 @@ function embedAll(
   model: NativeModel,
   texts: readonly TextOrIds[],
   options: NativeEmbedOptions,
+  standing: NativeStanding,
   signal: AbortSignal | undefined,
 ): Promise<Float32Array[]> {
   const inputs = texts.map((text, i) => toNative(text, `text ${i}`))
-  return call<NativeEvent>(signal, (last) => model.embed(inputs, options, last)).then((event) => {
+  return call<NativeEvent>(signal, (last) => model.embed(inputs, options, standing, last)).then((event) => {
     if (event.type !== 'embeddings') throw new MambaError('INTERNAL', `an embedding ended with ${event.type}`)
     const { dimensions, data } = event
     return texts.map((_, i) => data.subarray(i * dimensions, (i + 1) * dimensions))
@@ -74,15 +75,15 @@ export async function embed(
   options: EmbedOptions | undefined,
 ): Promise<Float32Array | Float32Array[]> {
   const read = new Options(options, names)
-  const [native, signal] = [readEmbedOptions(read), read.signal()]
+  const [native, standing, signal] = [readEmbedOptions(read), readStanding(read), read.signal()]
   if (typeof texts !== 'string' && !(texts instanceof Uint32Array) && !Array.isArray(texts)) {
     throw new MambaError(
       'INVALID_ARGUMENT',
       `the texts are ${shown(texts)}, expected a text or an array of texts`,
     )
   }
-  if (!isOne(texts)) return embedAll(model, texts, native, signal)
-  const [vector] = await embedAll(model, [texts], native, signal)
+  if (!isOne(texts)) return embedAll(model, texts, native, standing, signal)
+  const [vector] = await embedAll(model, [texts], native, standing, signal)
   return vector!
 }
 
@@ -93,7 +94,7 @@ export async function* embedStream<T extends TextOrIds>(
   options: EmbedStreamOptions | undefined,
 ): AsyncGenerator<EmbeddedBatch<T>, void, undefined> {
   const read = new Options(options, [...names, 'batchSize'])
-  const [native, signal] = [readEmbedOptions(read), read.signal()]
+  const [native, standing, signal] = [readEmbedOptions(read), readStanding(read), read.signal()]
   const batchSize = read.integer('batchSize', 1) ?? 64
   const source = iterate(texts)
 
@@ -107,7 +108,9 @@ export async function* embedStream<T extends TextOrIds>(
   /** Takes the next batch from the source; its vectors follow. */
   const start = () => {
     const taken = takeBatch(source, batchSize, stop.signal)
-    const vectors = taken.then((batch) => (batch.length ? embedAll(model, batch, native, stop.signal) : []))
+    const vectors = taken.then((batch) =>
+      batch.length ? embedAll(model, batch, native, standing, stop.signal) : [],
+    )
     taken.catch(() => {}) // awaited below, perhaps after the other one has failed
     vectors.catch(() => {})
     return { taken, vectors }

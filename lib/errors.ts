@@ -42,6 +42,8 @@ export type MambaErrorCode =
   | 'EMPTY_PROMPT'
   /** The model's logits leave no token to choose. */
   | 'LOGITS_NOT_FINITE'
+  /** A text's vector is not finite; `validate: true` finds weights that are not. */
+  | 'VECTOR_NOT_FINITE'
   /** An option has a value that makes no sense. */
   | 'OPTION_INVALID'
   /** The model was disposed of. */

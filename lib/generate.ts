@@ -1,4 +1,4 @@
-import { begin, type Abortable } from './call.js'
+import { begin, queuedNames, readStanding, type Queued } from './call.js'
 import { MambaError } from './errors.js'
 import { toIds } from './input.js'
 import type { NativeCallback, NativeEvent, NativeGenerateOptions, NativeJob } from './native.js'
@@ -8,7 +8,7 @@ import { Options, invalid } from './options.js'
  * How text is generated. The steps, in this order: logit bias, penalties, temperature, top-k, top-p, min-p,
  * a draw.
  */
-export interface GenerateOptions extends Abortable {
+export interface GenerateOptions extends Queued {
   /** At most so many new tokens, from 1. Default: 256. */
   maxTokens?: number
   /** Divides the logits. 0 is greedy: the likeliest token, always. Default: 0. */
@@ -63,7 +63,7 @@ const names = [
   'stopTokens',
   'ignoreEos',
   'logprobs',
-  'signal',
+  ...queuedNames,
 ] as const satisfies readonly (keyof GenerateOptions)[]
 
 /** A token and the natural logarithm of its probability. */
@@ -89,8 +89,10 @@ export interface GeneratedToken extends TokenLogprob {
 
 /** What a generation took. */
 export interface Usage {
-  /** Tokens of the prompt that were computed (for a session: not those of earlier calls). */
+  /** Tokens of the prompt (for a session: not those of earlier calls). */
   promptTokens: number
+  /** How many of them were not computed, as the state after them was in the prefix cache. */
+  cachedTokens: number
   /** Tokens that were generated. */
   completionTokens: number
   /** Seconds from its turn in the engine to its first token. */
@@ -141,6 +143,7 @@ export function readGenerateOptions(options: GenerateOptions | undefined): {
       ignoreEos: read.boolean('ignoreEos') ?? false,
       logprobs: read.integer('logprobs') ?? 0,
       stream: false,
+      standing: readStanding(read),
     },
   }
 }
@@ -197,11 +200,15 @@ export async function complete(
   })
 }
 
+/** Tokens that wait to be taken when a generation rests; it goes on when half of them are left. */
+const MAX_UNREAD = 1000
+
 /**
  * A generation under way: iterate over it for the tokens as they come, await `result` for the whole.
  *
- * It has been started, whether anyone iterates or not; tokens that nobody has taken yet wait here (at most
- * `maxTokens`). Leaving a `for await` loop early ends it.
+ * It has been started, whether anyone iterates or not; tokens that nobody has taken yet wait here. Once someone iterates,
+ * it rests while a thousand of them wait, and takes no place of other calls meanwhile; so `result` comes only when they
+ * are taken. Leaving a `for await` loop early ends it.
  *
  * @example
  * const stream = model.generate('The ship')
@@ -215,7 +222,9 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
   #finished = false
   #error: MambaError | undefined
   #wake: (() => void)[] = []
-  #cancel = () => {}
+  #job: ReturnType<typeof begin> | undefined
+  #iterated = false
+  #paused = false
 
   /** @internal */
   constructor(start: StartGeneration, options: GenerateOptions | undefined) {
@@ -231,7 +240,7 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
       try {
         const { native, signal } = readGenerateOptions(options)
         native.stream = true
-        this.#cancel = begin<NativeEvent>(
+        this.#job = begin<NativeEvent>(
           signal,
           (last) =>
             start(native, (error, event) => {
@@ -239,6 +248,7 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
               const token = toToken(event)
               if (token.top) top.push(token.top)
               this.#tokens.push(token)
+              if (this.#iterated && this.#tokens.length >= MAX_UNREAD) this.#pause(true)
               this.#changed()
             }),
           (error, event) => end(error as MambaError | null, event),
@@ -250,16 +260,24 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
     this.result.catch(() => {}) // who only iterates sees the error there
   }
 
+  #pause(paused: boolean) {
+    if (this.#paused === paused) return
+    this.#paused = paused
+    this.#job?.pause(paused)
+  }
+
   #changed() {
     for (const wake of this.#wake.splice(0)) wake()
   }
 
   /** The next token. Rejects once, with what ended the generation early. */
   async next(): Promise<IteratorResult<GeneratedToken, undefined>> {
+    this.#iterated = true
     while (this.#tokens.length === 0 && !this.#finished) {
       await new Promise<void>((wake) => this.#wake.push(wake))
     }
     const value = this.#tokens.shift()
+    if (this.#tokens.length <= MAX_UNREAD / 2) this.#pause(false)
     if (value) return { done: false, value }
     const error = this.#error
     this.#error = undefined
@@ -269,7 +287,7 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
 
   /** Ends the generation; resolves when the engine has let go of it. */
   async return(): Promise<IteratorResult<GeneratedToken, undefined>> {
-    this.#cancel()
+    this.#job?.cancel()
     await this.result.catch(() => {})
     this.#tokens.length = 0
     this.#error = undefined
@@ -294,13 +312,13 @@ function toToken(event: NativeEvent & { type: 'token' }): GeneratedToken {
 function toCompletion(event: NativeEvent, top: TokenLogprob[][] | undefined): Completion {
   if (event.type !== 'generated') throw new MambaError('INTERNAL', `a generation ended with ${event.type}`)
   const { text, tokens, logprobs, finishReason, ...usage } = event
-  const { promptTokens, completionTokens, prefillSeconds, decodeSeconds } = usage
+  const { promptTokens, cachedTokens, completionTokens, prefillSeconds, decodeSeconds } = usage
   return {
     text,
     tokens,
     logprobs,
     ...(top && { top }),
     finishReason: finishReason as Completion['finishReason'],
-    usage: { promptTokens, completionTokens, prefillSeconds, decodeSeconds },
+    usage: { promptTokens, cachedTokens, completionTokens, prefillSeconds, decodeSeconds },
   }
 }

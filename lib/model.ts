@@ -1,5 +1,13 @@
 import { completeBatch } from './batch.js'
-import { call, callWithProgress, direct, type Abortable } from './call.js'
+import {
+  call,
+  callWithProgress,
+  direct,
+  queuedNames,
+  readStanding,
+  type Abortable,
+  type Queued,
+} from './call.js'
 import {
   embed,
   embedStream,
@@ -13,9 +21,10 @@ import { MambaError } from './errors.js'
 import { complete, Generation, type Completion, type GenerateOptions } from './generate.js'
 import { toNative, type TextOrIds } from './input.js'
 import type { NativeEvent, NativeInfo, NativeLoadProgress, NativeModel } from './native.js'
-import { Options, shown } from './options.js'
+import { invalid, Options, shown } from './options.js'
 import { restore, Session } from './session.js'
 import { resolveSource, toPath } from './source.js'
+import { statsStream, type Stats, type StatsStreamOptions } from './stats.js'
 import { Tokenizer } from './tokenizer.js'
 
 /** Where a model can run. */
@@ -57,6 +66,18 @@ export interface LoadOptions extends Abortable {
   maxBatch?: number
   /** Requests that may wait or run at a time; one more is refused with `QUEUE_FULL`. Default: 1024. */
   queueLimit?: number
+  /**
+   * Milliseconds, from 1. While someone iterates over a generation, the prompts of others are computed in pieces that take
+   * no longer, by the speed that the engine has measured (but of 16 tokens at least). Default: 100.
+   */
+  maxStall?: number
+  /**
+   * Keeps states after the beginnings that prompts share (a system prompt, examples), so that the third prompt that begins
+   * so does not compute it again; {@link Mamba.cachePrefix} does it at once. What was used least recently goes first.
+   * `bytes` is what states (each `model.stateBytes`) and the paths to them may take; 0 is off. On a GPU the newest
+   * `maxBatch` of them lie in its memory, the others in the computer's. Default: off.
+   */
+  prefixCache?: { bytes: number }
   /** Called as the weights come in. An error that it throws ends the load and is what `load` rejects with. */
   onProgress?: (progress: LoadProgress) => void
 }
@@ -81,6 +102,8 @@ const loadNames = [
   'deterministic',
   'maxBatch',
   'queueLimit',
+  'maxStall',
+  'prefixCache',
   'onProgress',
   'signal',
 ] as const satisfies readonly (keyof LoadOptions)[]
@@ -110,7 +133,7 @@ export interface MambaConfig {
 }
 
 /** How `forward` computes. */
-export interface ForwardOptions extends Abortable {
+export interface ForwardOptions extends Queued {
   /** Of every position, or of the last one only. Default: `all`. */
   logits?: 'all' | 'last'
 }
@@ -231,6 +254,8 @@ export class Mamba {
       deterministic: read.boolean('deterministic'),
       maxBatch: read.integer('maxBatch') ?? 32,
       queueLimit,
+      maxStall: read.integer('maxStall', 1),
+      prefixCache: readPrefixCache(read.any('prefixCache')),
     }
     const path = resolveSource(source)
     const { load, NativeModel } = await bindingFor(native.device)
@@ -259,10 +284,12 @@ export class Mamba {
    * `QUEUE_FULL`, `ABORTED`, `OUT_OF_MEMORY`, `DEVICE_LOST`, `MODEL_DISPOSED`
    */
   async forward(text: TextOrIds, options?: ForwardOptions): Promise<ForwardResult> {
-    const read = new Options(options, ['logits', 'signal'])
+    const read = new Options(options, ['logits', ...queuedNames])
     const all = (read.oneOf('logits', ['all', 'last']) ?? 'all') === 'all'
-    const input = toNative(text)
-    const event = await call<NativeEvent>(read.signal(), (last) => this.#native().forward(input, all, last))
+    const [input, standing] = [toNative(text), readStanding(read)]
+    const event = await call<NativeEvent>(read.signal(), (last) =>
+      this.#native().forward(input, all, standing, last),
+    )
     if (event.type !== 'logits') throw new MambaError('INTERNAL', `forward ended with ${event.type}`)
     return { logits: event.data, shape: [event.rows, this.vocabSize] }
   }
@@ -272,10 +299,12 @@ export class Mamba {
    *
    * @throws {@link MambaError} as {@link Mamba.forward}
    */
-  async score(text: TextOrIds, options?: Abortable): Promise<Score> {
-    const signal = new Options(options, ['signal']).signal()
-    const input = toNative(text)
-    const event = await call<NativeEvent>(signal, (last) => this.#native().score(input, last))
+  async score(text: TextOrIds, options?: Queued): Promise<Score> {
+    const read = new Options(options, queuedNames)
+    const [input, standing] = [toNative(text), readStanding(read)]
+    const event = await call<NativeEvent>(read.signal(), (last) =>
+      this.#native().score(input, standing, last),
+    )
     if (event.type !== 'scores') throw new MambaError('INTERNAL', `score ended with ${event.type}`)
     const meanNll = -event.logprobs.reduce((sum, logprob) => sum + logprob, 0) / event.logprobs.length
     return { tokens: event.ids, logprobs: event.logprobs, meanNll, perplexity: Math.exp(meanNll) }
@@ -413,6 +442,50 @@ export class Mamba {
   }
 
   /**
+   * Keeps the state after a text in the prefix cache: prompts whose tokens begin with the text's do not compute it again
+   * (`usage.cachedTokens` says how many they were). Resolves with the number of tokens. A text that ends within a word may
+   * have other tokens at its end than the prompt; end it with a line break.
+   *
+   * @throws {@link MambaError} `OPTION_INVALID` where the model was loaded without `prefixCache`; else as
+   * {@link Mamba.forward}
+   *
+   * @example
+   * const model = await Mamba.load('default', { prefixCache: { bytes: 64e6 } })
+   * await model.cachePrefix(system)
+   * await model.complete(system + question)
+   */
+  async cachePrefix(text: TextOrIds, options?: Queued): Promise<number> {
+    const read = new Options(options, queuedNames)
+    const [input, standing] = [toNative(text), readStanding(read)]
+    const event = await call<NativeEvent>(read.signal(), (last) =>
+      this.#native().cachePrefix(input, standing, last),
+    )
+    if (event.type !== 'cached') throw new MambaError('INTERNAL', `caching a prefix ended with ${event.type}`)
+    return event.tokens
+  }
+
+  /**
+   * What the engine does and how fast, now. Costs the engine nothing.
+   *
+   * @throws {@link MambaError} `MODEL_DISPOSED`
+   */
+  stats(): Stats {
+    return direct(() => this.#native().stats())
+  }
+
+  /**
+   * {@link Mamba.stats} again and again, until the model is disposed of. Does not keep the process alive.
+   *
+   * @example
+   * for await (const { running, generatedTokensPerSecond } of model.statsStream({ interval: 5000 })) {
+   *   console.log(running, generatedTokensPerSecond)
+   * }
+   */
+  statsStream(options?: StatsStreamOptions): AsyncGenerator<Stats, void, undefined> {
+    return statsStream(this.#native, () => this.#disposed !== undefined, options)
+  }
+
+  /**
    * Ends everything under way with `MODEL_DISPOSED` and frees the model's memory; resolves when it is free.
    * May be called again.
    */
@@ -427,6 +500,22 @@ export class Mamba {
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose()
   }
+}
+
+/** Bytes of the prefix cache. */
+function readPrefixCache(value: unknown): number | undefined {
+  if (value === undefined) return undefined
+  if (typeof value !== 'object' || value === null) {
+    throw invalid('prefixCache', value, '{ bytes }, an object')
+  }
+  const { bytes, ...others } = value as { bytes?: unknown }
+  const [other] = Object.keys(others)
+  if (other !== undefined)
+    throw invalid(`prefixCache.${other}`, (others as never)[other], 'nothing; there is `bytes`')
+  if (!Number.isSafeInteger(bytes) || (bytes as number) < 0) {
+    throw invalid('prefixCache.bytes', bytes, 'an integer from 0')
+  }
+  return bytes as number
 }
 
 function frozen<T extends object>(value: T): T {

@@ -1,4 +1,4 @@
-import { call, direct, toMambaError, type Abortable } from './call.js'
+import { call, direct, queuedNames, readStanding, toMambaError, type Queued } from './call.js'
 import { MambaError } from './errors.js'
 import { Generation, type GenerateOptions } from './generate.js'
 import { toNative, type TextOrIds } from './input.js'
@@ -45,10 +45,12 @@ export class Session {
    * @throws {@link MambaError} `ABORTED`, `SESSION_BUSY`, `TOKENIZER_MISSING`, `TOKEN_OUT_OF_RANGE`,
    * `QUEUE_FULL`, `OUT_OF_MEMORY`, `DEVICE_LOST`, `MODEL_DISPOSED`
    */
-  async append(text: TextOrIds, options?: Abortable): Promise<number> {
-    const signal = new Options(options, ['signal']).signal()
-    const input = toNative(text)
-    const event = await call<NativeEvent>(signal, (last) => this.#model().append(this.#native, input, last))
+  async append(text: TextOrIds, options?: Queued): Promise<number> {
+    const read = new Options(options, queuedNames)
+    const [input, standing] = [toNative(text), readStanding(read)]
+    const event = await call<NativeEvent>(read.signal(), (last) =>
+      this.#model().append(this.#native, input, standing, last),
+    )
     if (event.type !== 'appended') throw new MambaError('INTERNAL', `an append ended with ${event.type}`)
     return event.tokens
   }

@@ -71,6 +71,12 @@ const parts = {
       return status
     },
   },
+  playground: {
+    title: 'Building the playground',
+    inputs: () => fingerprint(['playground'], ['.ts', '.tsx', '.css', '.html']),
+    built: () => existsSync('dist/playground/index.html'),
+    build: () => tool('vite/bin/vite.js', ['build', 'playground', '--logLevel=warn']),
+  },
 }
 
 /** Ends with a message when a toolchain is missing or older than the manifests say. */

@@ -31,6 +31,7 @@ const checks = {
   prettier: () => tool('prettier/bin/prettier.cjs', ['--check', '--log-level=warn', '.']),
   oxlint: () => tool('oxlint/bin/oxlint', ['--deny-warnings', '--quiet']),
   'types (sources, tests, type tests, examples)': () => tool('typescript/bin/tsc', []),
+  'types (playground)': () => tool('typescript/bin/tsc', ['-p', 'playground']),
 }
 
 const failures = []

@@ -5,7 +5,7 @@ import { createApp, serve, type AppOptions, type ServeOptions } from 'node-mamba
 
 /** Turns as plain lines, so that a model that has no template of its own can be talked to. */
 export const plainTemplate =
-  '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}'
+  '{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:\n{% endif %}'
 
 type Options<T> = Partial<T> & { models?: AppOptions['models'] }
 
@@ -85,4 +85,15 @@ export async function until(holds: () => boolean | Promise<boolean>): Promise<vo
     await new Promise((resolve) => setTimeout(resolve, 10))
   }
   throw new Error('it did not come to hold within a minute')
+}
+
+/** A metric without labels. */
+export async function metric(url: string, name: string): Promise<number> {
+  const text = await (await fetch(`${url}/metrics`)).text()
+  return Number(
+    text
+      .split('\n')
+      .find((line) => line.startsWith(`${name} `))!
+      .split(' ')[1],
+  )
 }

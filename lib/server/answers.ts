@@ -92,7 +92,7 @@ async function stream(
   }
   let text = job.writers.flatMap((writer) => writer.head().map(part)).join('')
   let ended = false
-  return eventStream(c, exchange, context.limits.stallSeconds, async () => {
+  return eventStream(c, context, exchange, async () => {
     while (!ended) {
       const events = await choices.next()
       for (const happened of events) text += say(happened)

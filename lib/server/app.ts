@@ -11,10 +11,11 @@ import { ServerContext, type Env, type ServedModel } from './context.js'
 import { embeddings } from './embeddings.js'
 import { ApiError, toApiError } from './errors.js'
 import { Metrics } from './metrics.js'
+import { TokenNames } from './generation.js'
 import { listModels, showModel } from './models.js'
 import { openApiDocument } from './openapi.js'
 import { appOptionNames, readLimits, readModels, readStrings, type AppOptions } from './options.js'
-import { playgroundPage } from './playground.js'
+import { Playground, playgroundPage } from './playground.js'
 import { sessionId } from './schemas.js'
 import { MemorySessions, type SessionStore } from './session-store.js'
 import { Sessions } from './sessions.js'
@@ -36,14 +37,14 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   const hosts = readStrings('hosts', options.hosts)
   const check = keys && new KeyCheck(keys)
   const sessions = new Sessions((read.any('sessions') as SessionStore | undefined) ?? new MemorySessions())
-  const metrics = new Metrics()
   const models = new Map<string, ServedModel>()
   for (const [name, model] of readModels(options.models)) {
     const chatTemplate = options.chatTemplates?.[name] ?? (await model.chatTemplate())
-    models.set(name, { name, model, chatTemplate, created: Math.floor(Date.now() / 1000) })
+    const created = Math.floor(Date.now() / 1000)
+    models.set(name, { name, model, chatTemplate, names: new TokenNames(model), created })
   }
+  const metrics: Metrics = new Metrics(() => context.active)
   const context = new ServerContext(models, limits, sessions, metrics)
-  metrics.observe(context)
 
   const app = new Hono<Env>()
   app.onError((error, c) => {
@@ -115,6 +116,11 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   guarded('post', '/v1/chat/completions', (c) => chat(c, context))
   guarded('post', '/v1/embeddings', (c) => embeddings(c, context))
   guarded('delete', '/v1/sessions/:session', (c) => deleteSession(c, context))
+  if (options.playground !== undefined) {
+    const playground = new Playground(context)
+    guarded('get', '/playground/api/models', (c) => playground.models(c))
+    guarded('post', '/playground/api/generate', (c) => playground.generate(c))
+  }
   for (const [path, allowed] of methods) {
     app.all(path, () => {
       throw new ApiError(

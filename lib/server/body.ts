@@ -39,7 +39,8 @@ async function readBytes(c: Context, maxBytes: number): Promise<Uint8Array> {
   const chunks: Uint8Array[] = []
   let size = 0
   const reader = c.req.raw.body?.getReader() as ReadableStreamDefaultReader<Uint8Array> | undefined
-  while (reader) {
+  if (!reader) return new Uint8Array()
+  for (;;) {
     const { done, value } = await reader.read().catch((cause: unknown) => {
       throw new ApiError(400, 'body_incomplete', 'the body ended too early', { cause })
     })

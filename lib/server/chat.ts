@@ -10,7 +10,7 @@ import {
   checkPromptTokens,
   generateOptions,
   LogprobQueue,
-  TokenNames,
+  type TokenNames,
   type NamedLogprob,
 } from './generation.js'
 import { chatRequest, type ChatRequest } from './schemas.js'
@@ -32,7 +32,7 @@ export async function chat(c: Context<Env>, context: ServerContext): Promise<Res
     const prompt = await served.chatTemplate.render(toMessages(body))
     await checkPromptTokens(served.model, [prompt], context.limits.promptTokens, 'messages')
 
-    const names = new TokenNames(served)
+    const { names } = served
     return answer(c, context, exchange, {
       served,
       body,

@@ -11,7 +11,7 @@ import {
   checkPromptTokens,
   generateOptions,
   LogprobQueue,
-  TokenNames,
+  type TokenNames,
   type NamedLogprob,
 } from './generation.js'
 import { completionRequest, type CompletionRequest } from './schemas.js'
@@ -47,7 +47,7 @@ export async function completions(c: Context<Env>, context: ServerContext): Prom
     }
     await checkPromptTokens(served.model, prompts, context.limits.promptTokens, 'prompt')
 
-    const names = new TokenNames(served)
+    const { names } = served
     const echoes = body.echo
       ? await Promise.all(prompts.map((prompt) => echo(served, prompt, body, names, exchange.signal)))
       : []

@@ -3,6 +3,7 @@ import type { Context } from 'hono'
 import type { ChatTemplate } from '../chat-template.js'
 import type { Mamba } from '../model.js'
 import { ApiError, toApiError } from './errors.js'
+import type { TokenNames } from './generation.js'
 import type { Metrics } from './metrics.js'
 import type { Limits } from './options.js'
 import type { Sessions } from './sessions.js'
@@ -12,6 +13,8 @@ export interface ServedModel {
   name: string
   model: Mamba
   chatTemplate: ChatTemplate | undefined
+  /** Of its tokens. */
+  names: TokenNames
   /** Seconds since 1970 when it came to be served. */
   created: number
 }

@@ -3,7 +3,6 @@ import { randomInt } from 'node:crypto'
 import type { Completion, GeneratedToken, GenerateOptions, Generation } from '../generate.js'
 import type { TextOrIds } from '../input.js'
 import type { Mamba } from '../model.js'
-import type { ServedModel } from './context.js'
 import { ApiError } from './errors.js'
 import type { Limits } from './options.js'
 import type { SamplingRequest } from './schemas.js'
@@ -151,18 +150,24 @@ export interface NamedLogprob {
   top: { token: string; logprob: number; bytes: number[] | null }[]
 }
 
-/** Names a model's tokens. */
+/** Names a model's tokens; each one's name is made once. */
 export class TokenNames {
   readonly #model: Mamba
+  readonly #known = new Map<number, { token: string; bytes: number[] | null }>()
 
-  constructor({ model }: ServedModel) {
+  constructor(model: Mamba) {
     this.#model = model
   }
 
   name(id: number): { token: string; bytes: number[] | null } {
-    const text = this.#model.tokenizer.available
-      ? this.#model.tokenizer.decode([id], { skipSpecialTokens: false })
-      : ''
+    let name = this.#known.get(id)
+    if (!name) this.#known.set(id, (name = this.#make(id)))
+    return name
+  }
+
+  #make(id: number): { token: string; bytes: number[] | null } {
+    const { tokenizer } = this.#model
+    const text = tokenizer.available ? tokenizer.decode([id], { skipSpecialTokens: false }) : ''
     if (text === '' || text.includes('\ufffd')) return { token: `token_id:${id}`, bytes: null }
     return { token: text, bytes: [...Buffer.from(text)] }
   }

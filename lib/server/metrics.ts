@@ -1,5 +1,4 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
-import type { ServerContext } from './context.js'
 
 /** What Prometheus reads at /metrics, in a registry of its own. */
 export class Metrics {
@@ -25,6 +24,11 @@ export class Metrics {
     buckets: [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30],
     registers: this.#registers,
   })
+  readonly #stalled = new Counter({
+    name: 'node_mamba_stalled_total',
+    help: 'Streaming clients that were disconnected because they read nothing.',
+    registers: this.#registers,
+  })
   readonly #tokens = new Counter({
     name: 'node_mamba_tokens_total',
     help: 'Tokens: prompt (computed), cached (known from a session) and completion (generated).',
@@ -32,21 +36,19 @@ export class Metrics {
     registers: this.#registers,
   })
 
-  constructor() {
+  /** `active` says how many requests are being worked on; it is asked whenever the metrics are read. */
+  constructor(active: () => number) {
     collectDefaultMetrics({ register: this.#registry })
-  }
-
-  /** Adds what is read when it is asked for. */
-  observe(context: ServerContext): void {
-    const registers = this.#registers
-    new Gauge({
-      name: 'node_mamba_active_requests',
-      help: 'Requests that are being worked on.',
-      registers,
-      collect() {
-        this.set(context.active)
-      },
-    })
+    this.#registry.registerMetric(
+      new Gauge({
+        name: 'node_mamba_active_requests',
+        help: 'Requests that are being worked on.',
+        registers: [],
+        collect() {
+          this.set(active())
+        },
+      }),
+    )
   }
 
   request(route: string, status: number, seconds: number): void {
@@ -56,6 +58,10 @@ export class Metrics {
 
   firstToken(model: string, seconds: number): void {
     this.#firstToken.observe({ model }, seconds)
+  }
+
+  stalled(): void {
+    this.#stalled.inc()
   }
 
   tokens(model: string, counts: { prompt: number; cached?: number; completion?: number }): void {

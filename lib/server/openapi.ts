@@ -1,7 +1,10 @@
 import { z } from 'zod'
 import { version } from '../diagnose.js'
 import type { ServerContext } from './context.js'
+import type { Limits } from './options.js'
 import * as schemas from './schemas.js'
+
+const { components } = schemas
 
 interface Operation {
   summary: string
@@ -90,12 +93,9 @@ export function openApiDocument(context: ServerContext, withKeys: boolean): obje
   for (const [path, methods] of Object.entries(operations)) {
     paths[path] = {}
     for (const [method, operation] of Object.entries(methods)) {
-      paths[path][method] = describe(operation, path === '/ready', withKeys)
+      paths[path][method] = describe(operation, path === '/ready', withKeys, names)
     }
   }
-  const components = Object.values(schemas)
-    .filter((schema) => schema instanceof z.ZodObject)
-    .map((schema) => [schema.meta()!.id!, toSchema(schema)] as const)
   return {
     openapi: '3.1.0',
     info: {
@@ -106,13 +106,13 @@ export function openApiDocument(context: ServerContext, withKeys: boolean): obje
     },
     paths,
     components: {
-      schemas: Object.fromEntries(components),
+      schemas: componentSchemas(names, context.limits),
       ...(withKeys && { securitySchemes: { key: { type: 'http', scheme: 'bearer' } } }),
     },
   }
 }
 
-function describe(operation: Operation, isStatus: boolean, withKeys: boolean): object {
+function describe(operation: Operation, isStatus: boolean, withKeys: boolean, models: string[]): object {
   const { summary, request, response, errors = [], parameter, open, streams } = operation
   const statuses = [...errors, 403, 405, ...(withKeys && !open ? [401] : [])].toSorted((a, b) => a - b)
   const guarded = withKeys && !open
@@ -121,7 +121,7 @@ function describe(operation: Operation, isStatus: boolean, withKeys: boolean): o
       ? { [response]: { schema: { type: 'string' } } }
       : {
           'application/json': { schema: reference(response) },
-          ...(streams && { 'text/event-stream': { schema: { type: 'string' } } }),
+          ...(streams && { 'text/event-stream': { schema: eventSchema } }),
         }
   return {
     summary,
@@ -133,7 +133,7 @@ function describe(operation: Operation, isStatus: boolean, withKeys: boolean): o
           in: 'path',
           required: true,
           description: parameter.description,
-          schema: { type: 'string', minLength: 1, ...(parameter.pattern && { pattern: parameter.pattern }) },
+          schema: parameter.pattern ? { type: 'string', pattern: parameter.pattern } : { enum: models },
         },
       ],
     }),
@@ -159,9 +159,36 @@ function describe(operation: Operation, isStatus: boolean, withKeys: boolean): o
   }
 }
 
-const reference = (schema: z.ZodType) => ({ $ref: `#/components/schemas/${schema.meta()!.id}` })
+/** One server-sent event. */
+const eventSchema = {
+  type: 'object',
+  required: ['data'],
+  properties: {
+    data: {
+      type: 'string',
+      description: 'A part of the answer as JSON, an error as JSON, or at the end [DONE].',
+    },
+  },
+}
 
-function toSchema(schema: z.ZodType): object {
-  const { $schema: _, id: __, ...rest } = z.toJSONSchema(schema, { io: 'input' }) as Record<string, unknown>
-  return rest
+const at = (id: string) => `#/components/schemas/${id}`
+const reference = (schema: z.ZodType) => ({ $ref: at(components.get(schema)!.id) })
+
+function componentSchemas(models: string[], limits: Limits): Record<string, object> {
+  const { schemas: all } = z.toJSONSchema(components, {
+    io: 'input',
+    uri: at,
+    override: ({ zodSchema, jsonSchema }) => {
+      // What this server has and allows.
+      if (zodSchema === schemas.modelName) jsonSchema.enum = models
+      if (zodSchema === schemas.choices) jsonSchema.maximum = limits.choices
+      if (zodSchema === schemas.tokens) jsonSchema.maximum = limits.completionTokens
+    },
+  })
+  // They are parts of a document here, not documents of their own.
+  for (const schema of Object.values(all)) {
+    delete schema.$schema
+    delete schema.$id
+  }
+  return all as Record<string, object>
 }

@@ -2,6 +2,9 @@
 // A parameter of OpenAI's that cannot be honoured here is refused unless it has the value that changes nothing.
 import { z } from 'zod'
 
+/** What has a name in the OpenAPI document. */
+export const components = z.registry<{ id: string }>()
+
 const text = z.string()
 const tokenId = z
   .int()
@@ -15,26 +18,33 @@ const oneOf = <T extends readonly [z.ZodType, ...z.ZodType[]]>(forms: T, expecte
     error: (issue) => `expected ${expected}${issue.input === undefined ? ', received undefined' : ''}`,
   })
 
-const texts = oneOf(
-  [text, z.array(text).min(1), ids, z.array(ids).min(1)],
-  'a text, an array of texts, an array of token ids, or an array of such arrays',
-)
+/** One or more texts, each of at least so many characters. */
+const texts = (min: number) =>
+  oneOf(
+    [text.min(min), z.array(text.min(min)).min(1), ids, z.array(ids).min(1)],
+    `${min > 0 ? 'a text that is not empty' : 'a text'}, an array of texts, an array of token ids, or an array of such arrays`,
+  )
+
+/** Answers to each prompt; what a server allows is in its document. */
+export const choices = z.int().min(1)
+/** Tokens of an answer; likewise. */
+export const tokens = z.int().min(1)
 
 /** Left out and null are the same, as in OpenAI's API. */
 const optional = <T extends z.ZodType>(schema: T) => schema.nullish()
 
-const model = z.string().describe('Name of a model, as /v1/models lists them.')
+export const modelName = z.string().describe('Name of a model, as /v1/models lists them.')
 
 export const sessionId = z
   .string()
   .regex(/^[A-Za-z0-9_-]{1,128}$/, "expected 1 to 128 letters, digits, '_' and '-'")
   .describe('Keeps the context under this name, so that a later request computes only what is new.')
 
-const sampling = {
-  model,
+export const sampling = {
+  model: modelName,
   temperature: optional(z.number().min(0).max(2)).describe('0 is greedy. Default: 1.'),
   top_p: optional(z.number().min(0).max(1)),
-  n: optional(z.int().min(1).max(128)).describe('Answers to each prompt.'),
+  n: optional(choices).describe('Answers to each prompt.'),
   stop: optional(oneOf([text.min(1), z.array(text.min(1)).max(16)], 'a text or at most 16 texts')),
   seed: optional(z.int()).describe('The same seed gives the same answer. Answer i of n has seed + i.'),
   frequency_penalty: optional(z.number().min(-2).max(2)),
@@ -60,14 +70,14 @@ const sampling = {
 export const completionRequest = z
   .strictObject({
     ...sampling,
-    prompt: texts,
-    max_tokens: optional(z.int().min(0)).describe('Default: 16. 0 only with echo.'),
+    prompt: texts(0),
+    max_tokens: optional(z.union([tokens, z.literal(0)])).describe('Default: 16. 0 only with echo.'),
     echo: optional(z.boolean()).describe('Give the prompt back in front of the answer.'),
     logprobs: optional(z.int().min(0).max(20)).describe('Likeliest tokens to give at each position.'),
     best_of: optional(z.literal(1)).describe('Not supported.'),
     suffix: z.null().optional().describe('Not supported.'),
   })
-  .meta({ id: 'CompletionRequest' })
+  .register(components, { id: 'CompletionRequest' })
 
 const content = oneOf(
   [text, z.array(z.strictObject({ type: z.literal('text'), text })).min(1)],
@@ -85,8 +95,8 @@ export const chatRequest = z
   .strictObject({
     ...sampling,
     messages: z.array(message).min(1),
-    max_tokens: optional(z.int().min(1)),
-    max_completion_tokens: optional(z.int().min(1)).describe('Default: as many as the server allows.'),
+    max_tokens: optional(tokens),
+    max_completion_tokens: optional(tokens).describe('Default: as many as the server allows.'),
     logprobs: optional(z.boolean()),
     top_logprobs: optional(z.int().min(0).max(20)),
     response_format: optional(z.strictObject({ type: z.literal('text') })).describe(
@@ -97,17 +107,17 @@ export const chatRequest = z
     store: optional(z.literal(false)).describe('Nothing is stored.'),
     metadata: optional(z.record(z.string(), z.string())).describe('Not used.'),
   })
-  .meta({ id: 'ChatCompletionRequest' })
+  .register(components, { id: 'ChatCompletionRequest' })
 
 export const embeddingRequest = z
   .strictObject({
-    model,
-    input: texts,
+    model: modelName,
+    input: texts(1),
     encoding_format: optional(z.enum(['float', 'base64'])),
     dimensions: optional(z.int().min(1)).describe('Keep the first so many components.'),
     user: optional(text).describe('Not used.'),
   })
-  .meta({ id: 'EmbeddingRequest' })
+  .register(components, { id: 'EmbeddingRequest' })
 
 export type CompletionRequest = z.output<typeof completionRequest>
 export type ChatRequest = z.output<typeof chatRequest>
@@ -149,7 +159,7 @@ export const completionResponse = z
     ),
     usage,
   })
-  .meta({ id: 'CompletionResponse' })
+  .register(components, { id: 'CompletionResponse' })
 
 const topLogprob = z.strictObject({
   token: z.string(),
@@ -177,7 +187,7 @@ export const chatResponse = z
     ),
     usage,
   })
-  .meta({ id: 'ChatCompletionResponse' })
+  .register(components, { id: 'ChatCompletionResponse' })
 
 export const embeddingResponse = z
   .strictObject({
@@ -192,7 +202,7 @@ export const embeddingResponse = z
     ),
     usage: z.strictObject({ prompt_tokens: z.int(), total_tokens: z.int() }),
   })
-  .meta({ id: 'EmbeddingResponse' })
+  .register(components, { id: 'EmbeddingResponse' })
 
 export const modelObject = z
   .strictObject({
@@ -201,19 +211,19 @@ export const modelObject = z
     created: z.int(),
     owned_by: z.string(),
   })
-  .meta({ id: 'Model' })
+  .register(components, { id: 'Model' })
 
 export const modelList = z
   .strictObject({ object: z.literal('list'), data: z.array(modelObject) })
-  .meta({ id: 'ModelList' })
+  .register(components, { id: 'ModelList' })
 
 export const sessionDeleted = z
   .strictObject({ id: z.string(), object: z.literal('session.deleted'), deleted: z.literal(true) })
-  .meta({ id: 'SessionDeleted' })
+  .register(components, { id: 'SessionDeleted' })
 
 export const status = z
   .strictObject({ status: z.enum(['ok', 'ready', 'draining', 'device_lost']) })
-  .meta({ id: 'Status' })
+  .register(components, { id: 'Status' })
 
 export const errorResponse = z
   .strictObject({
@@ -224,4 +234,4 @@ export const errorResponse = z
       code: z.string(),
     }),
   })
-  .meta({ id: 'Error' })
+  .register(components, { id: 'Error' })

@@ -1,6 +1,6 @@
 import type { Context } from 'hono'
 import type { ServerResponse } from 'node:http'
-import type { Exchange } from './context.js'
+import type { Exchange, ServerContext } from './context.js'
 import { toApiError } from './errors.js'
 
 /** One event as text. */
@@ -10,13 +10,13 @@ const encoder = new TextEncoder()
 
 /**
  * Answers with server-sent events: `next` gives the next ones as text, or nothing at the end. They are only asked for
- * as fast as the client reads; one that reads nothing for `stallSeconds` is disconnected. An error that comes after
+ * as fast as the client reads; one that reads nothing for `limits.stallSeconds` is disconnected. An error that comes after
  * the first event is an event of its own. `exchange` ends with the stream.
  */
 export function eventStream(
   c: Context,
+  { limits, metrics }: ServerContext,
   exchange: Exchange,
-  stallSeconds: number,
   next: () => Promise<string | undefined>,
 ): Response {
   let stall: NodeJS.Timeout | undefined
@@ -25,6 +25,7 @@ export function eventStream(
     exchange.end()
   }
   const disconnect = () => {
+    metrics.stalled()
     exchange.clientLeft()
     // The socket is full, so there is nobody to tell; closing it cancels the stream.
     const { outgoing } = (c.env ?? {}) as { outgoing?: ServerResponse }
@@ -47,7 +48,7 @@ export function eventStream(
           return end()
         }
         controller.enqueue(encoder.encode(text))
-        stall = setTimeout(disconnect, stallSeconds * 1000)
+        stall = setTimeout(disconnect, limits.stallSeconds * 1000)
       },
       cancel() {
         exchange.clientLeft()

@@ -31,7 +31,7 @@ function build(name, args) {
 }
 
 for (const test of ['cuda', 'cuda_lost']) build(test, ['test', '--no-run', '--test', test])
-build('speed', ['build', '--example', 'speed'])
+for (const example of ['speed', 'generation']) build(example, ['build', '--example', example])
 copyFileSync('scripts/gpu/run.sh', `${folder}/run.sh`)
 for (const data of ['crates/mamba/tests/reference', 'models/mamba-novels-7m'])
   cpSync(data, `${folder}/${data}`, { recursive: true })

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What scripts/gpu/pack.mjs packed, run on the machine with the GPU: ./run.sh [test filter] checks, ./run.sh memcheck
-# [test filter] checks under compute-sanitizer, ./run.sh bench times.
+# [test filter] checks under compute-sanitizer, ./run.sh bench times the 130m model, ./run.sh generation FILE measures
+# what crates/mamba/examples/generation does, a JSON object a line.
 # cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -16,6 +17,17 @@ if [ "${1:-}" = bench ]; then
       | ./speed 130m "$dtype" 8 --device cuda --stdin || status=$?
   done
   exit "${status:-0}"
+elif [ "${1:-}" = generation ]; then
+  status=0
+  {
+    ./generation machine
+    for shape in 130m 370m 1.4b 2.8b; do ./generation throughput $shape f16 || status=$?; done
+    ./generation throughput 7b f16 1,8,64 || status=$?
+    for shape in 130m 1.4b; do ./generation load $shape f16 8 || status=$?; done
+    ./generation same 130m || status=$?
+    for shape in 130m 370m; do ./generation embed $shape bf16 || status=$?; done
+  } > >(tee "$2")
+  exit $status
 elif [ "${1:-}" = memcheck ]; then
   # A kernel is looked for in one module after the other, which is no error.
   PATH=$PATH:/usr/local/cuda/bin compute-sanitizer --report-api-errors no --error-exitcode 1 \

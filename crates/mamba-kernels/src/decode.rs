@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, HostInts};
 use crate::params::{
     DECODE_AHEAD, DECODE_BIAS, DECODE_HEADER, DECODE_ROW, DECODE_STOP, DECODE_WINDOW, Decode, DecodeRow,
-    SAMPLE_THREADS,
+    SAMPLE_THREADS, SURVEY_PARTS, SURVEY_THREADS,
 };
 use crate::sampling::{Choice, Row};
 
@@ -46,6 +46,7 @@ pub struct Decoder {
     batch: Arc<Ints>,
     table: Ints,
     counts: Buffer,
+    survey: Buffer,
     chosen: HostInts,
     graphs: HashMap<usize, Graph>,
 }
@@ -67,6 +68,7 @@ impl Decoder {
             batch: Arc::new(device.ints(4 * rows + 1)?),
             table: device.ints(rows * DECODE_ROW)?,
             counts: device.alloc(rows.min(MAX_LOGIT_ROWS) * vocabulary, Float::F32)?,
+            survey: device.alloc(3 * SURVEY_PARTS * rows.min(MAX_LOGIT_ROWS), Float::F32)?,
             chosen: HostInts::new(device, 2 * spare * DECODE_AHEAD)?,
             graphs: HashMap::new(),
         };
@@ -77,7 +79,10 @@ impl Decoder {
     /// Whether there is room for what the row chooses by.
     #[must_use]
     pub fn takes(entry: &Entry) -> bool {
-        entry.row.logit_bias.len() <= DECODE_BIAS
+        let mut biased: Vec<u32> = entry.row.logit_bias.iter().map(|(id, _)| *id).collect();
+        biased.sort_unstable();
+        biased.len() <= DECODE_BIAS
+            && biased.windows(2).all(|pair| pair[0] != pair[1])
             && entry.stop.len() <= DECODE_STOP
             && (!entry.row.penalizes() || entry.window_size <= DECODE_WINDOW)
             && i32::try_from(entry.left).is_ok()
@@ -219,6 +224,7 @@ impl Decoder {
             logits: logits.pointer(rows, self.vocabulary, Float::F32),
             table: self.table.pointer(0),
             counts: self.counts.pointer(0),
+            survey: self.survey.pointer(0),
             slots: self.batch.pointer(self.rows + 1),
             ids: self.batch.pointer(3 * self.rows + 1),
             chosen: self.chosen.pointer(),
@@ -229,7 +235,9 @@ impl Decoder {
             spare: self.spare as i32,
             reserved: 0,
         };
-        let grid = Grid::new([rows, 1, 1], SAMPLE_THREADS as u32);
+        let grid = Grid::new([SURVEY_PARTS, rows, 1], SURVEY_THREADS as u32);
+        device.launch(Kernel::of("sampling_survey", Float::F32), grid, &params)?;
+        let grid = Grid::new([rows, 1, 1], SAMPLE_THREADS as u32).behind(true);
         device.launch(Kernel::of("sampling_decode", Float::F32), grid, &params)
     }
 

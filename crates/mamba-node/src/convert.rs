@@ -1,7 +1,9 @@
 //! Between JavaScript's values and the core's.
 
 use mamba::Error;
-use mamba::engine::{EmbedOptions, GenerateOptions, Input, Output, Pooling, TokenEvent, Usage};
+use mamba::engine::{
+    EmbedOptions, GenerateOptions, Input, Output, Pooling, Priority, Standing, TokenEvent, Usage,
+};
 use mamba::generate::SamplerOptions;
 use napi::bindgen_prelude::*;
 use napi::sys;
@@ -36,6 +38,29 @@ copied!(Floats, f32, Float32ArraySlice);
 copied!(Ids, u32, Uint32ArraySlice);
 copied!(Bytes, u8, Uint8ArraySlice);
 
+/// Whose a request is, and how urgent.
+#[napi(object, object_to_js = false)]
+#[derive(Default)]
+pub struct NativeStanding {
+    pub user: Option<String>,
+    /// `high`, `normal` (where nothing is said), `low`.
+    pub priority: Option<String>,
+}
+
+impl NativeStanding {
+    pub fn into_core(self) -> mamba::Result<Standing> {
+        let priority = match self.priority.as_deref() {
+            Some("high") => Priority::High,
+            None | Some("normal") => Priority::Normal,
+            Some("low") => Priority::Low,
+            Some(other) => {
+                return Err(Error::option("priority", format!("`{other}`"), "`high`, `normal` or `low`"));
+            }
+        };
+        Ok(Standing { user: self.user, priority })
+    }
+}
+
 /// How text is generated; TypeScript fills in every default.
 #[napi(object, object_to_js = false)]
 pub struct NativeGenerateOptions {
@@ -57,6 +82,7 @@ pub struct NativeGenerateOptions {
     pub ignore_eos: bool,
     pub logprobs: u32,
     pub stream: bool,
+    pub standing: NativeStanding,
 }
 
 impl From<NativeGenerateOptions> for GenerateOptions {
@@ -130,11 +156,15 @@ pub enum NativeEvent {
         logprobs: Floats,
         finish_reason: &'static str,
         prompt_tokens: u32,
+        cached_tokens: u32,
         completion_tokens: u32,
         prefill_seconds: f64,
         decode_seconds: f64,
     },
     Appended {
+        tokens: u32,
+    },
+    Cached {
         tokens: u32,
     },
     Logits {
@@ -175,18 +205,26 @@ impl From<Output> for NativeEvent {
     fn from(output: Output) -> Self {
         match output {
             Output::Generated { text, tokens, logprobs, finish_reason, usage } => {
-                let Usage { prompt_tokens, completion_tokens, prefill_seconds, decode_seconds } = usage;
+                let Usage {
+                    prompt_tokens,
+                    cached_tokens,
+                    completion_tokens,
+                    prefill_seconds,
+                    decode_seconds,
+                } = usage;
                 Self::Generated {
                     text,
                     tokens: Ids(tokens),
                     logprobs: Floats(logprobs),
                     finish_reason: finish_reason.name(),
                     prompt_tokens: prompt_tokens as u32,
+                    cached_tokens: cached_tokens as u32,
                     completion_tokens: completion_tokens as u32,
                     prefill_seconds,
                     decode_seconds,
                 }
             }
+            Output::Cached { tokens } => Self::Cached { tokens: tokens as u32 },
             Output::Appended { tokens } => Self::Appended { tokens: tokens as u32 },
             Output::Logits { rows, data } => Self::Logits { rows: rows as u32, data: Floats(data) },
             Output::Scores { ids, logprobs } => Self::Scores { ids: Ids(ids), logprobs: Floats(logprobs) },

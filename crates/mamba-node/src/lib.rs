@@ -14,6 +14,7 @@ mod load;
 mod model;
 mod probe;
 mod session;
+mod stats;
 mod train;
 
 use napi_derive::napi;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use mamba::engine::{Cancel, Device, LoadOptions};
 use mamba::{DType, Error, Mamba};
@@ -33,6 +34,10 @@ pub struct NativeLoadOptions {
     pub max_batch: Option<u32>,
     /// Requests that may wait or run.
     pub queue_limit: Option<u32>,
+    /// Milliseconds that prompts may hold up a stream.
+    pub max_stall: Option<u32>,
+    /// Bytes of the prefix cache; 0: none.
+    pub prefix_cache: Option<f64>,
 }
 
 impl NativeLoadOptions {
@@ -55,6 +60,8 @@ impl NativeLoadOptions {
             deterministic: self.deterministic.unwrap_or(default.deterministic),
             max_batch: self.max_batch.map_or(default.max_batch, |count| count as usize),
             queue_limit: self.queue_limit.map_or(default.queue_limit, |count| count as usize),
+            max_stall: self.max_stall.map_or(default.max_stall, |ms| Duration::from_millis(ms.into())),
+            prefix_cache: self.prefix_cache.map_or(default.prefix_cache, |bytes| bytes as u64),
             ..default
         })
     }

@@ -9,8 +9,11 @@ use napi::threadsafe_function::UnknownReturnValue;
 use napi_derive::napi;
 
 use crate::callback::{Callback, Result, caught, internal, spawn, to_js};
-use crate::convert::{Ids, NativeEmbedOptions, NativeEvent, NativeGenerateOptions, NativeInput, input};
+use crate::convert::{
+    Ids, NativeEmbedOptions, NativeEvent, NativeGenerateOptions, NativeInput, NativeStanding, input,
+};
 use crate::session::NativeSession;
+use crate::stats::NativeStats;
 
 /// Disposes of the model when nothing in this environment refers to it any more: neither the handle, which
 /// goes with garbage collection or the environment, nor a request under way.
@@ -45,6 +48,12 @@ impl NativeJob {
     #[napi(catch_unwind)]
     pub fn cancel(&self) {
         self.0.cancel();
+    }
+
+    /// Whether a generation is to rest; a few tokens may still come.
+    #[napi(catch_unwind)]
+    pub fn pause(&self, paused: bool) {
+        self.0.pause(paused);
     }
 }
 
@@ -108,12 +117,13 @@ impl NativeModel {
         self.handle().map(Handle::model)
     }
 
-    fn submit(&self, task: Task, on_event: &OnEvent<'_>) -> Result<NativeJob> {
+    fn submit(&self, standing: NativeStanding, task: Task, on_event: &OnEvent<'_>) -> Result<NativeJob> {
+        let standing = standing.into_core().map_err(to_js)?;
         let callback = Callback::new(on_event, self.handle()?.clone())?;
         let cancel = Cancel::default();
         let job = cancel.clone();
         self.model()?
-            .submit(task, cancel.clone(), move |event| {
+            .submit_as(standing, task, cancel.clone(), move |event| {
                 let there = callback.call(match event {
                     Event::Token(token) => Ok(token.into()),
                     Event::Done(output) => Ok(output.into()),
@@ -169,10 +179,12 @@ impl NativeModel {
     pub fn generate(
         &self,
         prompt: NativeInput,
-        options: NativeGenerateOptions,
+        mut options: NativeGenerateOptions,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Generate { prompt: input(prompt), options: options.into() }, &on_event)
+        let standing = std::mem::take(&mut options.standing);
+        let task = Task::Generate { prompt: input(prompt), options: options.into() };
+        self.submit(standing, task, &on_event)
     }
 
     /// Continues a session.
@@ -180,10 +192,12 @@ impl NativeModel {
     pub fn generate_from(
         &self,
         session: &NativeSession,
-        options: NativeGenerateOptions,
+        mut options: NativeGenerateOptions,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Continue { session: session.core(), options: options.into() }, &on_event)
+        let standing = std::mem::take(&mut options.standing);
+        let task = Task::Continue { session: session.core(), options: options.into() };
+        self.submit(standing, task, &on_event)
     }
 
     /// Adds to a session's context.
@@ -192,9 +206,27 @@ impl NativeModel {
         &self,
         session: &NativeSession,
         text: NativeInput,
+        standing: NativeStanding,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Append { session: session.core(), input: input(text) }, &on_event)
+        self.submit(standing, Task::Append { session: session.core(), input: input(text) }, &on_event)
+    }
+
+    /// Keeps the state after a text in the prefix cache.
+    #[napi(catch_unwind)]
+    pub fn cache_prefix(
+        &self,
+        text: NativeInput,
+        standing: NativeStanding,
+        #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
+    ) -> Result<NativeJob> {
+        self.submit(standing, Task::CachePrefix { input: input(text) }, &on_event)
+    }
+
+    /// What the engine does and how fast.
+    #[napi(catch_unwind)]
+    pub fn stats(&self) -> Result<NativeStats> {
+        Ok(self.model()?.stats().into())
     }
 
     /// Logits.
@@ -203,9 +235,10 @@ impl NativeModel {
         &self,
         text: NativeInput,
         all: bool,
+        standing: NativeStanding,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Forward { input: input(text), all }, &on_event)
+        self.submit(standing, Task::Forward { input: input(text), all }, &on_event)
     }
 
     /// Log-probabilities of a text's tokens.
@@ -213,9 +246,10 @@ impl NativeModel {
     pub fn score(
         &self,
         text: NativeInput,
+        standing: NativeStanding,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
-        self.submit(Task::Score { input: input(text) }, &on_event)
+        self.submit(standing, Task::Score { input: input(text) }, &on_event)
     }
 
     /// Vectors.
@@ -224,10 +258,15 @@ impl NativeModel {
         &self,
         texts: Vec<NativeInput>,
         options: NativeEmbedOptions,
+        standing: NativeStanding,
         #[napi(ts_arg_type = "NativeCallback<NativeEvent>")] on_event: OnEvent<'_>,
     ) -> Result<NativeJob> {
         let options = options.into_core().map_err(to_js)?;
-        self.submit(Task::Embed { inputs: texts.into_iter().map(input).collect(), options }, &on_event)
+        self.submit(
+            standing,
+            Task::Embed { inputs: texts.into_iter().map(input).collect(), options },
+            &on_event,
+        )
     }
 
     /// An empty session.

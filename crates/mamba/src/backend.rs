@@ -164,10 +164,10 @@ pub trait Backend: Sized + Send + 'static {
         512
     }
 
-    /// Whether it computes in memory of its own, so that states which are needed again are better kept there than in the
-    /// host's.
-    fn has_own_memory(&self) -> bool {
-        false
+    /// Bytes of its own memory that are free, and all; `None` where it computes in the host's. Where it has its own, states
+    /// that are needed again are kept there.
+    fn memory(&mut self) -> Option<(u64, u64)> {
+        None
     }
 
     /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.

@@ -79,6 +79,10 @@ fn what_two_prompts_share_is_computed_no_third_time_and_nothing_else_changes() {
         // The same prompt again: once more to learn that it comes again, then but its last token.
         let again = prompt(100, 130, 3);
         assert_eq!([(); 3].map(|()| generate(&model, &again).2), [100, 129, 129]);
+        let stats = model.stats().prefix_cache;
+        assert_eq!((stats.lookups, stats.hits, stats.states), (8, 6, 2));
+        assert_eq!(stats.cached_tokens, 3 * 100 + 100 + 129 + 129);
+        assert!(stats.bytes > 2 * model.info().state_bytes && stats.bytes <= 1 << 20, "{stats:?}");
     }
 }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use common::watched::{POISON, Step, Window, watched};
 use mamba::engine::{
-    Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Priority, Standing, Task,
+    Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, PrefixCacheStats, Priority,
+    Standing, Task,
 };
 use mamba::{Error, Mamba};
 
@@ -304,6 +305,39 @@ fn a_lost_device_ends_everything_under_way() {
     assert_eq!(session.tokens(), 0, "as it was");
     // The engine lives, should the device come back; and so does a model that is loaded anew.
     receive(&ask(&model, Task::Append { session, input: Input::Ids(vec![1, 2, 3]) })).1.unwrap();
+}
+
+#[test]
+fn statistics_count_what_happens() {
+    let (model, window) = watched(&LoadOptions { max_batch: 2, queue_limit: 3, ..LoadOptions::default() });
+    let fresh = model.stats();
+    assert_eq!((fresh.slots, fresh.requests_total, fresh.inter_token.count), (2, 0, 0));
+    assert_eq!(fresh.state_bytes, 2 * model.info().state_bytes);
+    assert_eq!((fresh.weight_bytes, fresh.device_memory), (model.info().weight_bytes, None));
+    let (held, first) = block(&model, &window);
+    let others = [30, 40].map(|tokens| ask(&model, prompt(vec![1; 25], tokens)));
+    let refused = model.submit(prompt(vec![1], 1), Cancel::default(), |_| {});
+    assert_eq!(refused.unwrap_err().code(), "QUEUE_FULL");
+    assert_eq!(model.stats().requests_in_flight, 3);
+    drop(held);
+    for answer in [&first, &others[0], &others[1]] {
+        receive(answer).1.unwrap();
+    }
+    let mut stats = model.stats();
+    while stats.running > 0 {
+        // The engine notes it after the answer.
+        std::thread::sleep(Duration::from_millis(1));
+        stats = model.stats();
+    }
+    assert_eq!((stats.requests_in_flight, stats.waiting, stats.resting), (0, 0, 0));
+    assert_eq!((stats.requests_total, stats.requests_refused), (4, 1));
+    assert_eq!((stats.prompt_tokens_total, stats.generated_tokens_total), (2 + 25 + 25, 1 + 30 + 40));
+    assert_eq!((stats.time_to_first_token.count, stats.inter_token.count), (3, 71 - 3));
+    assert!(stats.mean_batch > 1.0 && stats.mean_batch < 2.0, "{stats:?}");
+    assert!(stats.generated_tokens_per_second > stats.prompt_tokens_per_second, "{stats:?}");
+    let first_token = stats.time_to_first_token;
+    assert!(first_token.p50 > 0.0 && first_token.p50 <= first_token.p99, "{stats:?}");
+    assert_eq!(stats.prefix_cache, PrefixCacheStats::default());
 }
 
 #[test]

@@ -65,47 +65,43 @@ template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece
             for (int k = 0; k < kConv; k++) weight[k][i] *= -kLog2e;
             bias[i] *= -kLog2e;
         }
-        float past[kPast][V] = {}, g[kConv][V] = {}; // inputs before the token, oldest first; g_t, g_(t - 1), ...
+        // Input and g of the warp's token t at t % kRing: with as many tokens a turn no register ever moves.
+        float window[kRing][V] = {}, g[kRing][V] = {};
 #pragma unroll
         for (int k = 0; k < kPast; k++) {
-            if (begin > piece.first) load_floats(past[k], x + (begin - kPast + k) * p.x_stride);
-            else if (state.initial) load_floats(past[k], state.initial + (long long)k * E);
+            if (begin > piece.first) load_kept(window[(kRing - kPast + k) % kRing], x + (begin - kPast + k) * p.x_stride);
+            else if (state.initial) load_floats(window[(kRing - kPast + k) % kRing], state.initial + (long long)k * E);
         }
-        auto advance = [&](const Vector<T, V> &in, const Vector<T, V> &grad, bool is_own) { // g_t, and its sums if the token is this warp's
+        // g of token j of a turn, and its sums if the token is this warp's.
+        auto advance = [&](int j, const Vector<T, V> &in, const Vector<T, V> &grad, bool is_own) {
 #pragma unroll
             for (int i = 0; i < V; i++) {
-#pragma unroll
-                for (int k = kPast; k > 0; k--) g[k][i] = g[k - 1][i];
-                const float now = in[i];
+                window[j][i] = in[i];
                 float y = bias[i];
 #pragma unroll
-                for (int k = 0; k < kPast; k++) y = fmaf(weight[k][i], past[k][i], y);
-                y = fmaf(weight[kPast][i], now, y);
+                for (int k = 0; k < kConv; k++) y = fmaf(weight[k][i], window[(j + kRing - kPast + k) % kRing][i], y);
                 // s = 1 / (1 + e^-x); d SiLU / dx = s (1 + x (1 - s))
                 const float s = reciprocal(1.f + exp2_fast(y));
-                g[0][i] = grad[i] * (s * fmaf(y, fmaf(s, -kLn2 * kLn2, kLn2 * kLn2), -kLn2));
+                g[j][i] = grad[i] * (s * fmaf(y, fmaf(s, -kLn2 * kLn2, kLn2 * kLn2), -kLn2));
                 if (is_own) {
 #pragma unroll
-                    for (int k = 0; k < kPast; k++) d_weight[k][i] = fmaf(g[0][i], past[k][i], d_weight[k][i]);
-                    d_weight[kPast][i] = fmaf(g[0][i], now, d_weight[kPast][i]);
-                    d_bias[i] += g[0][i];
+                    for (int k = 0; k < kConv; k++)
+                        d_weight[k][i] = fmaf(g[j][i], window[(j + kRing - kPast + k) % kRing][i], d_weight[k][i]);
+                    d_bias[i] += g[j][i];
                 }
-#pragma unroll
-                for (int k = 0; k + 1 < kPast; k++) past[k][i] = past[k + 1][i];
-                past[kPast - 1][i] = now;
             }
         };
-        auto input_grad = [&](float (&sum)[V]) { // of input t - kPast
+        auto input_grad = [&](int j, float (&sum)[V]) { // of the input kPast tokens before
 #pragma unroll
             for (int i = 0; i < V; i++) {
-                sum[i] = weight[0][i] * g[0][i];
+                sum[i] = weight[0][i] * g[j][i];
 #pragma unroll
-                for (int k = 1; k < kConv; k++) sum[i] = fmaf(weight[k][i], g[k][i], sum[i]);
+                for (int k = 1; k < kConv; k++) sum[i] = fmaf(weight[k][i], g[(j + kRing - k) % kRing][i], sum[i]);
             }
         };
-        auto emit = [&](int t) { // any t
+        auto emit = [&](int j, int t) { // any t
             float sum[V];
-            input_grad(sum);
+            input_grad(j, sum);
             if (t >= piece.last && state.last_grad) {
                 float last[V];
                 load_floats(last, state.last_grad + (long long)(t - piece.last) * E);
@@ -133,26 +129,26 @@ template <class T, int kConv> __device__ void fixed(const ConvBackward &p, Piece
         };
 #pragma unroll
         for (int j = 0; j < G; j++) fetch(j, begin + j);
-        for (int t = begin; t < end + kPast; t += G) { // the last kPast: the next warp's tokens that reach back to this one's
-            if (t - begin >= kPast && t + G <= end) {
+        for (int t = begin; t < end + kPast; t += kRing) { // the last kPast: the next warp's tokens that reach back to this one's
+            if (t - begin >= kPast && t + kRing <= end) {
                 T *to = d_x + (t - kPast) * p.d_x_stride;
 #pragma unroll
-                for (int j = 0; j < G; j++) {
+                for (int j = 0; j < kRing; j++) {
                     float sum[V];
-                    advance(in[j], grad[j], true);
-                    fetch(j, t + G + j);
-                    input_grad(sum);
+                    advance(j, in[j % G], grad[j % G], true);
+                    fetch(j % G, t + G + j);
+                    input_grad(j, sum);
                     store_vector(to, sum);
                     to += p.d_x_stride;
                 }
             } else {
 #pragma unroll
-                for (int j = 0; j < G; j++) {
+                for (int j = 0; j < kRing; j++) {
                     if (t + j >= end + kPast) break;
-                    if (t + j >= piece.last) in[j] = grad[j] = {};
-                    advance(in[j], grad[j], t + j < end);
-                    fetch(j, t + G + j);
-                    emit(t + j);
+                    if (t + j >= piece.last) in[j % G] = grad[j % G] = {};
+                    advance(j, in[j % G], grad[j % G], t + j < end);
+                    fetch(j % G, t + G + j);
+                    emit(j, t + j);
                 }
             }
         }

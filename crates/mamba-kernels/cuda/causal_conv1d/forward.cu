@@ -21,15 +21,16 @@ template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece 
     for (int k = 0; k < kConv; k++) load_floats(weight[k], p.weight + (long long)k * E + c);
     if (p.bias) load_floats(bias, p.bias + c);
 
-    float past[kPast][V] = {}; // the inputs before the token, oldest first
+    float window[kRing][V] = {}; // input t of the piece at t % kRing
+    auto past = [&](int k) -> float (&)[V] { return window[(kRing - kPast + k) % kRing]; }; // before the first, oldest first
     if (!piece.has_first()) {  // a block has more tokens than a window, so these are all of this sequence
 #pragma unroll
-        for (int k = 0; k < kPast; k++) load_floats(past[k], x + (piece.begin - kPast + k) * p.x_stride);
+        for (int k = 0; k < kPast; k++) load_kept(past(k), x + (piece.begin - kPast + k) * p.x_stride);
     } else if (p.state) {
         float *state = p.state + p.slots[piece.s] * p.slot_stride + c;
 #pragma unroll
         for (int k = 0; k < kPast; k++)
-            if (!p.fresh[piece.s]) load_floats(past[k], state + (long long)k * E);
+            if (!p.fresh[piece.s]) load_floats(past(k), state + (long long)k * E);
         const int length = piece.last - piece.first;
 #pragma unroll
         for (int k = 0; k < kPast; k++) { // row k: input length + k of the initial state and x, end to end
@@ -41,23 +42,19 @@ template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece 
                 for (int j = k; j < kPast; j++)
 #pragma unroll
                     for (int i = 0; i < V; i++)
-                        if (j == length + k) last[i] = past[j][i];
+                        if (j == length + k) last[i] = past(j)[i];
             }
             store_vector(state + (long long)k * E, last);
         }
     }
 
-    auto token = [&](const Vector<T, V> &in, float (&sum)[V]) {
+    auto token = [&](int j, const Vector<T, V> &in, float (&sum)[V]) { // j: t % kRing
 #pragma unroll
         for (int i = 0; i < V; i++) {
-            const float now = in[i];
+            window[j][i] = in[i];
             sum[i] = bias[i];
 #pragma unroll
-            for (int k = 0; k < kPast; k++) sum[i] = fmaf(weight[k][i], past[k][i], sum[i]);
-            sum[i] = fmaf(weight[kPast][i], now, sum[i]);
-#pragma unroll
-            for (int k = 0; k + 1 < kPast; k++) past[k][i] = past[k + 1][i];
-            past[kPast - 1][i] = now;
+            for (int k = 0; k < kConv; k++) sum[i] = fmaf(weight[k][i], window[(j + kRing - kPast + k) % kRing][i], sum[i]);
             sum[i] *= sigmoid<T>(sum[i]);
         }
     };
@@ -71,13 +68,13 @@ template <class T, int kConv> __device__ void fixed(const ConvForward &p, Piece 
 #pragma unroll
     for (int j = 0; j < G; j++) fetch(j, piece.begin + j);
     T *to = out + piece.begin * p.out_stride;
-    for (int t = piece.begin; t < piece.end; t += G) {
+    for (int t = piece.begin; t < piece.end; t += kRing) {
 #pragma unroll
-        for (int j = 0; j < G; j++) {
+        for (int j = 0; j < kRing; j++) {
             if (t + j >= piece.end) return;
             float sum[V];
-            token(in[j], sum);
-            fetch(j, t + G + j);
+            token(j, in[j % G], sum);
+            fetch(j % G, t + G + j);
             store_vector(to, sum);
             to += p.out_stride;
         }

@@ -17,7 +17,7 @@
 
 constexpr int kConvChannels = 4; // of a thread
 // Tokens of a block (block_tokens): few where that makes too few blocks. Backward's sums depend on it, nothing else does.
-constexpr int conv_forward_tokens(int tokens) { return tokens < 8192 ? 16 : 32 + tokens / 32768; }
+constexpr int conv_forward_tokens(int tokens) { return 16 + tokens / 65536; }
 constexpr int conv_backward_tokens(int tokens) { return tokens < 8192 ? 256 : 1024; } // an eighth for each warp
 // Blocks in y: each sequence has enough for its tokens, and one where it is empty.
 constexpr int conv_blocks(int tokens, int sequences, int block_tokens) { return tokens / block_tokens + sequences; }

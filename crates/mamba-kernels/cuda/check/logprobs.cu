@@ -41,6 +41,27 @@ void check(int count, int vocabulary, int pad, float scale, bool masked) {
     result.require("repeatable", same_bits(got[0], got[1]));
 }
 
+// A NaN anywhere makes the row NaN, also where a thread sees nothing else but logits of -inf.
+void check_nan(int vocabulary) {
+    Case result("NaN of " + std::to_string(vocabulary));
+    const int count = std::min(vocabulary, 600);
+    Values logits((size_t)count * vocabulary, -INFINITY);
+    std::vector<int> targets(count);
+    for (int r = 0; r < count; r++) {
+        targets[r] = (int)((size_t)r * vocabulary / count + vocabulary / 2) % vocabulary;
+        logits[(size_t)r * vocabulary + targets[r]] = 1.;
+        logits[(size_t)r * vocabulary + (size_t)r * vocabulary / count] = NAN;
+    }
+    Matrix<float> logits_(count, vocabulary), out(1, count);
+    Ints targets_(targets);
+    logits_.put(logits);
+    launch({logits_.data(), targets_.data, out.data(), logits_.stride, vocabulary, 0}, count);
+    CHECK(cudaDeviceSynchronize());
+    bool all = true;
+    for (double x : out.get()) all = all && std::isnan(x);
+    result.require("NaN", all);
+}
+
 int main(int argc, char **argv) {
     return run_program(
         argc, argv,
@@ -48,7 +69,9 @@ int main(int argc, char **argv) {
             check(3, 16, 0, 1.f, false);
             check(5, 257, 1, 3.f, false);
             check(3, 9000, 0, 3.f, true);
+            check_nan(515);
             if (small) return;
+            check_nan(8196);
             for (int vocabulary : {1, 2, 7, 2048, 8192, 8196, 50277, 50280})
                 for (float scale : {1.f, 10.f, 1000.f})
                     for (bool masked : {false, true}) check(70, vocabulary, vocabulary % 4 ? 1 : 0, scale, masked);

@@ -12,8 +12,8 @@ struct Total {
     float max = -INFINITY, sum = 0.f;
     __device__ __forceinline__ void add(Total other) {
         const float both = fmaxf(max, other.max);
-        if (both == -INFINITY) return; // nothing but logits of -inf: they count nothing
-        sum = sum * expf(max - both) + other.sum * expf(other.max - both);
+        if (both == -INFINITY) sum += other.sum; // nothing but logits of -inf and NaN: zero or NaN
+        else sum = sum * expf(max - both) + other.sum * expf(other.max - both);
         max = both;
     }
 };
@@ -37,15 +37,13 @@ template <bool kAligned> __device__ void run(const TokenLogprobs &p) {
 #pragma unroll
             for (int i = 0; i < V; i++)
                 if (exists(j, i)) max = fmaxf(max, x[j][i]);
-        if (max == -INFINITY) continue;
         float sum = 0.f;
 #pragma unroll
         for (int j = 0; j < kAhead; j++)
 #pragma unroll
             for (int i = 0; i < V; i++)
-                if (exists(j, i)) sum += expf(x[j][i] - max);
-        total.sum = total.sum * expf(total.max - max) + sum;
-        total.max = max;
+                if (exists(j, i) && x[j][i] != -INFINITY) sum += expf(x[j][i] - max);
+        total.add({max, sum});
     }
     auto across = [&](Total &total) {
         for (int step = 16; step; step /= 2) {

@@ -3,10 +3,13 @@
 //
 // Launch                 grid      block            dynamic shared memory
 //   sampling_choose_f32  (rows)    kSampleThreads   0
-//   sampling_decode_f32  (rows)    kSampleThreads   0
+//   sampling_survey_f32  (kSurveyParts, rows)    kSurveyThreads   0
+//   sampling_decode_f32  (rows)    kSampleThreads   0, behind the survey with programmatic stream serialization
 #pragma once
 
 constexpr int kSampleThreads = 1024;
+constexpr int kSurveyThreads = 256;
+constexpr int kSurveyParts = 32; // of a row of logits, at most a warp's lanes
 
 // What a row of the decode table has room for: tokens that are penalized, biased ids, ids that end a text.
 constexpr int kDecodeWindow = 1024;
@@ -79,6 +82,7 @@ struct Decode {
     float *logits;         // [rows, vocab]; bias and penalties are left in them
     int *table;            // [rows of the table, kDecodeRow]
     int *counts;           // [rows, vocab], zero before and after
+    float *survey;         // [rows, kSurveyParts, 3], scratch: of each part the largest logit, its lowest id, the sum of exp(logit - largest)
     int *slots;            // of the table's rows; the spare one: nothing is chosen for the row
     int *ids;              // of the table's rows
     int *chosen;           // [slots, kDecodeAhead, 2]: token (-1: no finite logit) and bits of its logprob, for the host

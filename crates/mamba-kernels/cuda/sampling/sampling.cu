@@ -9,6 +9,7 @@
 // Nothing is sorted. What top_k and top_p keep is found by a radix select over the logits' bits: up to three times
 // the row is read, and what could still be the border is counted (or weighed) in 2048 bins. Only logits that can be
 // kept are counted at all: see `count_from` and `floor`.
+#include "../selective_scan/common.cuh"
 #include "params.h"
 #include <cstdint>
 
@@ -286,7 +287,8 @@ struct Choice {
     float logprob; // of thread 0 alone
 };
 
-__device__ Choice sample(const Sampling &p, const SampleRow &options) {
+// `survey` is what the kernel of that name found of the row, or null.
+__device__ Choice sample(const Sampling &p, const SampleRow &options, const float *survey) {
     __shared__ Shared s;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Row row(p, warp);
@@ -299,17 +301,24 @@ __device__ Choice sample(const Sampling &p, const SampleRow &options) {
         best = {most, id + (x[0] == most ? 0 : x[1] == most ? 1 : x[2] == most ? 2 : 3)};
         return true;
     };
-    float sum = 0.f;
-    row.pieces(lane, [&](int id, const float(&x)[4]) {
-        const float before = best.value;
-        if (look(id, x)) sum *= exp_fast(before - best.value);
-        if (best.value > minus_infinity())
-            sum += exp_fast(x[0] - best.value) + exp_fast(x[1] - best.value) + exp_fast(x[2] - best.value) + exp_fast(x[3] - best.value);
-    });
-    Best largest = block_best(best, s, warp, lane);
+    Best largest;
+    float of_part = minus_infinity(), sum = 0.f; // what this thread has of it
+    if (survey) {
+        of_part = survey[3 * lane], sum = survey[3 * lane + 2];
+        largest = warp_best({of_part, __float_as_int(survey[3 * lane + 1])});
+    } else {
+        row.pieces(lane, [&](int id, const float(&x)[4]) {
+            const float before = best.value;
+            if (look(id, x)) sum *= exp_fast(before - best.value);
+            if (best.value > minus_infinity())
+                sum += exp_fast(x[0] - best.value) + exp_fast(x[1] - best.value) + exp_fast(x[2] - best.value) + exp_fast(x[3] - best.value);
+        });
+        of_part = best.value;
+        largest = block_best(best, s, warp, lane);
+    }
     if (largest.value == minus_infinity()) return {-1, __int_as_float(0x7fc00000)};
-    const double share = best.value > minus_infinity() ? (double)sum * exp((double)best.value - (double)largest.value) : 0.;
-    const double log_sum_exp = (double)largest.value + log(block_sum(share, s.sums, warp, lane));
+    const double share = of_part > minus_infinity() ? (double)sum * exp((double)of_part - (double)largest.value) : 0.;
+    const double log_sum_exp = (double)largest.value + log(survey ? warp_sum(share) : block_sum(share, s.sums, warp, lane));
 
     // Bias, then penalties, in f64; `changed` keeps the logits as they were, -infinity for none.
     const bool penalizes = options.window_length > 0 && (options.repetition_penalty != 1.f || options.frequency_penalty != 0.f ||
@@ -365,6 +374,7 @@ __device__ Choice sample(const Sampling &p, const SampleRow &options) {
             // As many groups of threads as top_k, or more, each have a logit from `count_from` on.
             uint32_t count_from = key_of(minus_infinity());
             if (options.top_k <= (unsigned)kSampleThreads) {
+                if (survey && !penalizes && options.bias_count == 0) row.pieces(lane, look); // nobody did yet
                 uint32_t key = key_of(best.value);
                 for (int lanes = 1; lanes < 32 && (unsigned)(kSampleThreads / (2 * lanes)) >= options.top_k; lanes *= 2)
                     key = max(key, __shfl_xor_sync(~0u, key, lanes));
@@ -462,8 +472,53 @@ __device__ Choice sample(const Sampling &p, const SampleRow &options) {
 }
 
 __device__ void choose(const Sampling &p) {
-    const Choice choice = sample(p, p.rows[blockIdx.x]);
+    const Choice choice = sample(p, p.rows[blockIdx.x], nullptr);
     if (threadIdx.x == 0) p.token[blockIdx.x] = choice.token, p.logprob[blockIdx.x] = choice.logprob;
+}
+
+static_assert(kSurveyParts == 32, "a lane has a part");
+
+// A part of a row: its largest logit and the sum of exponentials. Many blocks a row, as one alone is slow to read it.
+__device__ void survey(const Decode &p) {
+    constexpr int kSurveyWarps = kSurveyThreads / 32;
+    __shared__ Best s_best[kSurveyWarps];
+    __shared__ float s_sum[kSurveyWarps];
+    if (!p.which && p.slots[p.first + blockIdx.y] == p.spare) return;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int run = (p.vocab + kSurveyParts * 4 - 1) / (kSurveyParts * 4) * 4, begin = min((int)blockIdx.x * run, p.vocab);
+    const int end = min(begin + run, p.vocab);
+    const float *const logits = p.logits + (long long)blockIdx.y * p.stride;
+    const bool aligned = (unsigned long long)logits % 16 == 0;
+    Best best{minus_infinity(), 0x7fffffff};
+    float sum = 0.f;
+    for (int id = begin + 4 * threadIdx.x; id < end; id += 4 * kSurveyThreads) {
+        float x[4];
+        if (aligned && id + 3 < end) {
+            const float4 v = *reinterpret_cast<const float4 *>(logits + id);
+            x[0] = clean(v.x), x[1] = clean(v.y), x[2] = clean(v.z), x[3] = clean(v.w);
+        } else {
+#pragma unroll
+            for (int j = 0; j < 4; j++) x[j] = id + j < end ? clean(logits[id + j]) : minus_infinity();
+        }
+        const float most = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+        if (most > best.value) {
+            sum *= exp_fast(best.value - most);
+            best = {most, id + (x[0] == most ? 0 : x[1] == most ? 1 : x[2] == most ? 2 : 3)};
+        }
+        if (best.value > minus_infinity())
+            sum += exp_fast(x[0] - best.value) + exp_fast(x[1] - best.value) + exp_fast(x[2] - best.value) + exp_fast(x[3] - best.value);
+    }
+    auto rescaled = [](float sum, float from, float to) { return from > minus_infinity() ? sum * exp_fast(from - to) : 0.f; };
+    const Best of_warp = warp_best(best);
+    sum = warp_sum(rescaled(sum, best.value, of_warp.value));
+    if (lane == 0) s_best[warp] = of_warp, s_sum[warp] = sum;
+    __syncthreads();
+    if (warp != 0) return;
+    best = lane < kSurveyWarps ? s_best[lane] : Best{minus_infinity(), 0x7fffffff};
+    const Best of_part = warp_best(best);
+    sum = warp_sum(lane < kSurveyWarps ? rescaled(s_sum[lane], best.value, of_part.value) : 0.f);
+    float *const out = p.survey + 3 * (kSurveyParts * (long long)blockIdx.y + blockIdx.x);
+    if (lane == 0) out[0] = of_part.value, out[1] = __int_as_float(of_part.id), out[2] = sum;
 }
 
 static_assert(sizeof(DecodeRow) <= 4 * kDecodeHeader, "a row's struct has room");
@@ -489,7 +544,8 @@ __device__ void decode(const Decode &p) {
         sampling.logits = p.logits, sampling.counts = p.counts, sampling.stride = p.stride, sampling.vocab = p.vocab;
     }
     __syncthreads();
-    const Choice choice = sample(sampling, options);
+    scan::wait_for_previous();
+    const Choice choice = sample(sampling, options, p.survey + 3 * kSurveyParts * (long long)blockIdx.x);
     if (threadIdx.x != 0) return;
     int *const chosen = p.chosen + 2 * (row.slot * kDecodeAhead + row.count % kDecodeAhead);
     chosen[0] = choice.token, chosen[1] = __float_as_int(choice.logprob);
@@ -508,4 +564,5 @@ __device__ void decode(const Decode &p) {
 } // namespace sampling
 
 extern "C" __global__ void __launch_bounds__(kSampleThreads, 1) sampling_choose_f32(const __grid_constant__ Sampling p) { sampling::choose(p); }
+extern "C" __global__ void __launch_bounds__(kSurveyThreads) sampling_survey_f32(const __grid_constant__ Decode p) { sampling::survey(p); }
 extern "C" __global__ void __launch_bounds__(kSampleThreads, 1) sampling_decode_f32(const __grid_constant__ Decode p) { sampling::decode(p); }

@@ -169,7 +169,7 @@ pub struct Tensor {
 #[derive(Clone, Debug)]
 enum Data {
     File { source: Arc<Source>, offset: u64, stored: Stored },
-    Memory(Arc<[f32]>),
+    Memory { values: Arc<[f32]>, from: usize },
 }
 
 impl Tensor {
@@ -180,7 +180,19 @@ impl Tensor {
     #[must_use]
     pub fn from_memory(name: &str, shape: Vec<usize>, values: Vec<f32>) -> Self {
         assert_eq!(values.len(), shape.iter().product::<usize>(), "values of {name} {shape:?}");
-        Self { name: name.into(), shape, data: Data::Memory(values.into()) }
+        Self::window(name, shape, values.into(), 0)
+    }
+
+    /// A tensor of the values from `from` on, of which others may be made, too: weights for benches, of any size in no
+    /// time.
+    ///
+    /// # Panics
+    /// If there are fewer values than the shape has.
+    #[must_use]
+    pub fn window(name: &str, shape: Vec<usize>, values: Arc<[f32]>, from: usize) -> Self {
+        let end = from + shape.iter().product::<usize>();
+        assert!(end <= values.len(), "values {from} to {end} of {} for {name} {shape:?}", values.len());
+        Self { name: name.into(), shape, data: Data::Memory { values, from } }
     }
 
     /// A tensor at `offset` of a file. That it lies within the file is checked here.
@@ -217,7 +229,7 @@ impl Tensor {
     pub fn stored(&self) -> Stored {
         match &self.data {
             Data::File { stored, .. } => *stored,
-            Data::Memory(_) => Stored::F32,
+            Data::Memory { .. } => Stored::F32,
         }
     }
 
@@ -233,8 +245,8 @@ impl Tensor {
             });
         }
         match &self.data {
-            Data::Memory(values) => {
-                out.copy_from_slice(&values[start..start + out.len()]);
+            Data::Memory { values, from } => {
+                out.copy_from_slice(&values[from + start..][..out.len()]);
                 Ok(())
             }
             Data::File { source, offset, stored: Stored::Quantized(format) } => {

@@ -79,11 +79,11 @@ impl Backend for Cuda {
     }
 
     fn prefill_chunk(&self) -> usize {
-        4096
+        8192
     }
 
-    fn has_own_memory(&self) -> bool {
-        true
+    fn memory(&mut self) -> Option<(u64, u64)> {
+        self.device.memory().ok().map(|(free, all)| (free as u64, all as u64))
     }
 
     fn alloc(&mut self, len: usize, what: &str) -> Result<Buffer> {

@@ -270,7 +270,9 @@ impl<B: Backend> Worker<B> {
         row.seen += 1;
         let Work::Generate(generation) = &mut row.sequence.work else { return Ok(()) };
         let taken = match token {
-            Some(token) => generation.take(Sampled { token, logprob, top: Vec::new() }, &self.info),
+            Some(token) => {
+                generation.take(Sampled { token, logprob, top: Vec::new() }, &self.info, &self.meter)
+            }
             None => Err(Error::LogitsNotFinite { position: generation.context.tokens }),
         };
         match taken {

@@ -6,6 +6,7 @@ use super::ModelInfo;
 use super::intake::Reply;
 use super::request::{Event, FinishReason, GenerateOptions, Output, TokenEvent, Usage};
 use super::session::{Context, Loan};
+use super::stats::Meter;
 use crate::backend::Backend;
 use crate::error::Result;
 use crate::generate::{Sampled, Sampler};
@@ -29,14 +30,23 @@ pub(crate) struct Generation {
     /// When it first got a slot.
     pub admitted: Option<Instant>,
     pub first_token: Option<Instant>,
+    pub last_token: Option<Instant>,
     pub reply: Reply,
 }
 
 impl Generation {
     /// Takes the next token in; `Some` when it is the last.
-    pub fn take(&mut self, sampled: Sampled, info: &ModelInfo) -> Result<Option<FinishReason>> {
+    pub fn take(
+        &mut self,
+        sampled: Sampled,
+        info: &ModelInfo,
+        meter: &Meter,
+    ) -> Result<Option<FinishReason>> {
         let Sampled { token, logprob, top } = sampled;
-        self.first_token.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        let before = self.last_token.replace(now).unwrap_or(self.reply.since());
+        meter.token(self.first_token.is_none(), now - before);
+        self.first_token.get_or_insert(now);
         self.sampler.observe(token);
         self.context.remember(&[token], self.options.sampler.penalty_window);
         self.context.pending = Some(token);

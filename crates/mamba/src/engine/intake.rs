@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -49,6 +50,7 @@ pub(crate) enum Kind {
 /// Whom to answer. Exactly one final event is sent: `Failed` with `MODEL_DISPOSED` if nothing else came.
 pub(crate) struct Reply {
     cancel: Cancel,
+    since: Instant,
     on_event: Box<dyn FnMut(Event) + Send>,
     /// Gone once the last event is sent.
     permit: Option<Permit>,
@@ -61,6 +63,11 @@ impl Reply {
 
     pub fn is_paused(&self) -> bool {
         self.cancel.is_paused()
+    }
+
+    /// When it was asked for.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// An event that is not the last.
@@ -192,7 +199,7 @@ impl Job {
         on_event: Box<dyn FnMut(Event) + Send>,
         permit: Permit,
     ) -> Self {
-        self.reply = Some(Reply { cancel, on_event, permit: Some(permit) });
+        self.reply = Some(Reply { cancel, since: Instant::now(), on_event, permit: Some(permit) });
         self
     }
 

@@ -14,6 +14,7 @@ mod schedule;
 mod sequence;
 mod session;
 mod share;
+mod stats;
 mod worker;
 
 use std::path::{Path, PathBuf};
@@ -28,9 +29,11 @@ pub use request::{
     Task, TokenEvent, Usage,
 };
 pub use session::Session;
+pub use stats::{Percentiles, PrefixCacheStats, Stats};
 
 use self::intake::Job;
 use self::queue::{Owner, Place};
+use self::stats::Meter;
 use self::worker::{Message, Worker};
 use crate::backend::Backend;
 use crate::checkpoint::{Checkpoint, OpenOptions};
@@ -82,7 +85,7 @@ pub struct LoadOptions {
     /// Requests that may wait or run at a time.
     pub queue_limit: usize,
     /// Tokens that a step computes at most, over all sequences (and at least `max_batch`), 1 to 65536; `None`: 512 on a
-    /// CPU, 4096 on a GPU.
+    /// CPU, 8192 on a GPU.
     pub prefill_chunk: Option<usize>,
     /// While someone reads a stream, a step takes on no more of others' prompts than fits into this time, by the speed
     /// that the engine has measured (but at least 16 tokens), 1 ms to 1 h.
@@ -134,7 +137,7 @@ impl LoadOptions {
         let Self { prefix_cache, max_batch, .. } = *self;
         if (1..info.state_bytes).contains(&prefix_cache) {
             let expected = format!("0 (off), or at least the {} bytes of one state", info.state_bytes);
-            return Err(Error::option("prefixCache", prefix_cache, &expected));
+            return Err(Error::option("prefixCache.bytes", prefix_cache, &expected));
         }
         Ok(if has_own_memory { ((prefix_cache / info.state_bytes) as usize).min(max_batch) } else { 0 })
     }
@@ -195,8 +198,10 @@ struct Shared {
     caches_prefixes: bool,
     /// Their names, in the order of the engine's.
     adapters: Vec<String>,
-    /// Requests so far.
+    /// Requests so far, and those refused for the queue's limit.
     requests: AtomicU64,
+    refused: AtomicU64,
+    meter: Arc<Meter>,
     life: Arc<Life>,
 }
 
@@ -358,6 +363,7 @@ impl Mamba {
             options,
             &adapters,
         )?;
+        let meter = worker.meter.clone();
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
         // More than one, so that nobody waits for another's long text; a request with many is spread over `threads`.
@@ -368,7 +374,7 @@ impl Mamba {
         }
         let pending = Arc::new(AtomicUsize::new(0));
         let queue_limit = options.queue_limit;
-        let requests = AtomicU64::new(0);
+        let (requests, refused) = (AtomicU64::new(0), AtomicU64::new(0));
         let caches_prefixes = options.prefix_cache > 0;
         let shared = Shared {
             info,
@@ -380,6 +386,8 @@ impl Mamba {
             caches_prefixes,
             adapters: names,
             requests,
+            refused,
+            meter,
             life,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -452,20 +460,22 @@ impl Mamba {
             return Err(Error::Aborted);
         }
         if let (Task::CachePrefix { .. }, false) = (&task, shared.caches_prefixes) {
-            return Err(Error::option("prefixCache", "off", "a number of bytes, when the model is loaded"));
+            return Err(Error::option(
+                "prefixCache.bytes",
+                0,
+                "the bytes of a state at least, given when the model is loaded",
+            ));
         }
         let adapter = adapter.map(|name| self.adapter(&name)).transpose()?;
         if let (Task::CachePrefix { .. }, Some(_)) = (&task, adapter) {
             return Err(Error::option("adapter", "given", "none: prefixes are cached for the model alone"));
         }
-        let owner = match user {
-            Some(user) => Owner::User(user.into()),
-            None => Owner::Request(shared.requests.fetch_add(1, Ordering::Relaxed)),
-        };
-        let job =
-            Job::new(task, Place { owner, priority, adapter }, &shared.info, shared.tokenizer.is_some())?;
+        let number = shared.requests.fetch_add(1, Ordering::Relaxed);
+        let owner = user.map_or(Owner::Request(number), |user| Owner::User(user.into()));
+        let job = Job::new(task, Place { owner, priority, adapter }, &shared.info, shared.tokenizer.is_some())?;
         let permit = Permit(shared.pending.clone());
         if shared.pending.fetch_add(1, Ordering::AcqRel) >= shared.queue_limit {
+            shared.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Error::QueueFull { limit: shared.queue_limit });
         }
         let job = job.with_reply(cancel, Box::new(on_event), permit);
@@ -476,6 +486,18 @@ impl Mamba {
             intake::admit(job, &shared.engine, &shared.life, None, 1);
         }
         Ok(())
+    }
+
+    /// What its engine does and how fast. Takes no time of the engine's.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let Shared { pending, requests, refused, meter, .. } = &*self.shared;
+        Stats {
+            requests_in_flight: pending.load(Ordering::Acquire),
+            requests_total: requests.load(Ordering::Relaxed),
+            requests_refused: refused.load(Ordering::Relaxed),
+            ..meter.stats()
+        }
     }
 
     /// An empty session.

@@ -64,7 +64,7 @@ impl<B: Backend> Worker<B> {
                     sequence.ids.clear();
                     sequence.ids.push(sampled.token);
                     sequence.done = 0;
-                    generation.take(sampled, &self.info)
+                    generation.take(sampled, &self.info, &self.meter)
                 });
             }
         }

@@ -43,7 +43,6 @@ impl<T> Queue<T> {
         Self { classes: [class(), class(), class()], now: 0, len: 0 }
     }
 
-    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.len
     }

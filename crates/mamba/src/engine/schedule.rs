@@ -133,6 +133,7 @@ impl<B: Backend> Worker<B> {
             return Ok(());
         }
         let Found { state, shared } = prefixes.look_up(&sequence.ids[..cacheable]);
+        self.meter.look_up(state.as_ref().map_or(0, |(tokens, _)| *tokens));
         sequence.checkpoint = sequence.checkpoint.or(shared);
         if let Some((tokens, kept)) = state {
             match kept {

@@ -132,6 +132,7 @@ impl Sequence {
             cached_tokens: 0,
             admitted: None,
             first_token: None,
+            last_token: None,
             options,
             session,
             context,

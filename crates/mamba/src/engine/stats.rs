@@ -103,16 +103,6 @@ struct Second {
     inter_token: Histogram,
 }
 
-/// What a turn of the engine ends with.
-pub(super) struct Turn {
-    pub prompt_tokens: usize,
-    /// Sequences of this turn's step; 0 if there was none.
-    pub sequences: usize,
-    pub waiting: usize,
-    pub running: usize,
-    pub resting: usize,
-}
-
 impl Meter {
     pub fn new(stats: Stats) -> Self {
         let seconds = vec![Second::default(); SECONDS];
@@ -123,15 +113,19 @@ impl Meter {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn turn(&self, turn: &Turn) {
+    /// A turn of the engine has ended, with so many tokens of prompts, and so many sequences in its step (0: it had none).
+    pub(super) fn turn(&self, prompt_tokens: usize, sequences: usize) {
         let mut counts = self.counts();
-        counts.stats.prompt_tokens_total += turn.prompt_tokens as u64;
-        (counts.stats.waiting, counts.stats.running) = (turn.waiting, turn.running);
-        counts.stats.resting = turn.resting;
+        counts.stats.prompt_tokens_total += prompt_tokens as u64;
         let second = counts.second(self.began.elapsed());
-        second.steps += u64::from(turn.sequences > 0);
-        second.sequences += turn.sequences as u64;
-        second.prompt_tokens += turn.prompt_tokens as u64;
+        second.steps += u64::from(sequences > 0);
+        second.sequences += sequences as u64;
+        second.prompt_tokens += prompt_tokens as u64;
+    }
+
+    pub(super) fn queue(&self, waiting: usize, running: usize, resting: usize) {
+        let stats = &mut self.counts().stats;
+        (stats.waiting, stats.running, stats.resting) = (waiting, running, resting);
     }
 
     /// A token came: so long after the request, if it is the first, or after the one before it.
@@ -180,7 +174,9 @@ impl Counts {
     fn stats_at(&self, now: Duration) -> Stats {
         let number = now.as_secs() + 1;
         let last = |count: u64| {
-            self.seconds.iter().filter(move |of| of.number > 0 && of.number + count > number && of.number <= number)
+            self.seconds
+                .iter()
+                .filter(move |of| of.number > 0 && of.number + count > number && of.number <= number)
         };
         // The current second has only begun.
         let elapsed = now.as_secs_f64().min(RECENT as f64 - 1.0 + f64::from(now.subsec_nanos()) / 1e9);

@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -13,6 +13,7 @@ use super::pace::Pace;
 use super::prefix::Prefixes;
 use super::queue::Queue;
 use super::sequence::Sequence;
+use super::stats::{Meter, Stats};
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
 use crate::dtype::DType;
@@ -26,6 +27,9 @@ pub(super) const LOGIT_ROWS: usize = 64;
 
 /// How often an engine with nothing else to do looks whether a consumer that paused wants more.
 const REST: Duration = Duration::from_millis(10);
+
+/// How often the device is asked for its free memory.
+const MEMORY: Duration = Duration::from_secs(1);
 
 /// What reaches the engine.
 pub(crate) enum Message {
@@ -58,6 +62,9 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) resting: Vec<Sequence>,
     pub(super) prefixes: Option<Prefixes>,
     pub(super) pace: Pace,
+    pub(super) meter: Arc<Meter>,
+    /// When the device was last asked for its free memory.
+    asked: Option<Instant>,
     pub(super) max_stall: Duration,
     pub(super) running: Vec<Running>,
     /// Where the backend chooses tokens: sequences whose prompt is done.
@@ -92,12 +99,19 @@ impl<B: Backend> Worker<B> {
             let dtype = if backend.name() == "cpu" { DType::F32 } else { info.dtype };
             workspace.adapters = Some(Adapters::load(&mut backend, &info.config, adapters, dtype, tokens)?);
         }
-        let kept = options.kept_on_device(&info, backend.has_own_memory())?;
+        let kept = options.kept_on_device(&info, backend.memory().is_some())?;
         let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;
         let kept = (count + spare..slots.count()).collect();
         let prefixes =
             (options.prefix_cache > 0).then(|| Prefixes::new(options.prefix_cache, info.state_bytes, kept));
         let pooled = backend.alloc(slots.count() * info.config.d_model, "pooled hidden states")?;
+        let stats = Stats {
+            slots: count,
+            weight_bytes: info.weight_bytes,
+            state_bytes: slots.count() as u64 * info.state_bytes,
+            device_memory: backend.memory(),
+            ..Stats::default()
+        };
         Ok(Self {
             backend,
             model,
@@ -113,6 +127,8 @@ impl<B: Backend> Worker<B> {
             resting: Vec::new(),
             prefixes,
             pace: Pace::default(),
+            meter: Arc::new(Meter::new(stats)),
+            asked: None,
             max_stall: options.max_stall,
             running: Vec::new(),
             decode,
@@ -138,6 +154,7 @@ impl<B: Backend> Worker<B> {
                 }
                 Err(panic) => worker.fail_running(|| Error::panic(&*panic)),
             }
+            worker.note();
         }
     }
 
@@ -145,12 +162,27 @@ impl<B: Backend> Worker<B> {
         self.sweep_decode()?;
         self.sweep();
         self.admit();
+        let sequences = self.running.len() + self.decoding();
         self.launch_decode()?;
         let (prompt_tokens, waited) = self.step()?;
         self.collect_decode()?;
         let lag = if waited { Some(0) } else { self.decode.as_mut().and_then(Decode::lag) };
         self.pace.turn(prompt_tokens, lag);
+        self.meter.turn(prompt_tokens, sequences);
         Ok(())
+    }
+
+    /// For who asks for statistics.
+    fn note(&mut self) {
+        let running = self.running.len() + self.decoding();
+        self.meter.queue(self.waiting.len(), running, self.resting.len());
+        if let Some(prefixes) = &self.prefixes {
+            self.meter.prefix_cache(prefixes.states(), prefixes.bytes());
+        }
+        if self.asked.is_none_or(|asked| asked.elapsed() > MEMORY) {
+            self.asked = Some(Instant::now());
+            self.meter.device_memory(self.backend.memory());
+        }
     }
 
     /// Takes in what has arrived, waiting for it when there is nothing else to do; false at the end.

@@ -5,6 +5,7 @@ pub mod ahead;
 pub mod cuda;
 pub mod model;
 pub mod ops;
+pub mod requests;
 pub mod sampling;
 pub mod watched;
 

@@ -90,8 +90,8 @@ impl Backend for Watched {
         "watched"
     }
 
-    fn has_own_memory(&self) -> bool {
-        self.own_memory
+    fn memory(&mut self) -> Option<(u64, u64)> {
+        self.own_memory.then_some((1 << 20, 1 << 30))
     }
 
     fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer> {

@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod decode;
 mod gradients;
 mod launchers;
 mod sampling;

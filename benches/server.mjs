@@ -1,0 +1,172 @@
+// node --import=tsx benches/server.mjs: what serving costs over the library alone, with 32 streams at a time, and how long
+// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes two
+// minutes. The clients are a process of their own, on the same processors.
+import { spawn } from 'node:child_process'
+import { execFileSync } from 'node:child_process'
+import { copyFileSync, existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { request } from 'node:http'
+import { cpus } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { Mamba } from '../dist/index.js'
+import { randomTensors, writeConfig, writeSafetensors } from '../__test__/helpers/checkpoint.ts'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+process.chdir(root)
+const STREAMS = 32
+const TOKENS = 64
+const ROUNDS = 3
+// The 130m shape with the default model's tokenizer, so with its vocabulary: a token costs less, serving the same.
+const shape = { d_model: 768, n_layer: 24, vocab_size: 8192 }
+const prompt = 'It was a dark and stormy night, and the ship '.repeat(3)
+// Every token is generated, none of them the end of text.
+const body = (i, maxTokens, text = prompt) => ({
+  model: 'bench',
+  prompt: text,
+  max_tokens: maxTokens,
+  seed: i,
+  stream: true,
+  logit_bias: { 0: -100 },
+})
+
+function checkpoint() {
+  const folder = '.cache/server-bench'
+  if (existsSync(`${folder}/model.safetensors`)) return folder
+  mkdirSync(folder, { recursive: true })
+  writeConfig(folder, shape)
+  copyFileSync('models/mamba-novels-7m/tokenizer.json', `${folder}/tokenizer.json`)
+  writeSafetensors(`${folder}/model.safetensors`, randomTensors(shape), 'BF16')
+  return folder
+}
+
+/** The role of the clients' process: asks, reads everything, and says how long it took. */
+async function clients(port) {
+  const ask = (body) =>
+    new Promise((resolve, reject) => {
+      const start = performance.now()
+      let [first, events] = [0, 0]
+      const text = JSON.stringify(body)
+      const headers = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }
+      request({ port, host: '127.0.0.1', path: '/v1/completions', method: 'POST', headers }, (answer) => {
+        answer.on('data', (chunk) => {
+          first ||= performance.now() - start
+          for (let at = chunk.indexOf('data: '); at !== -1; at = chunk.indexOf('data: ', at + 6)) events++
+        })
+        answer.on('end', () => resolve({ status: answer.statusCode, first, events }))
+        answer.on('error', reject)
+      })
+        .on('error', reject)
+        .end(text)
+    })
+  process.on('message', async ({ streams, tokens, text }) => {
+    const start = performance.now()
+    const answers = await Promise.all(Array.from({ length: streams }, (_, i) => ask(body(i, tokens, text))))
+    const seconds = (performance.now() - start) / 1000
+    if (answers.some(({ status, events }) => status !== 200 || events < 3))
+      throw new Error(JSON.stringify(answers))
+    process.send({ seconds, first: answers[0].first / 1000 })
+  })
+  process.send('ready')
+}
+
+const next = (child) =>
+  new Promise((resolve, reject) => {
+    child.once('message', resolve)
+    child.once('exit', (code) => reject(new Error(`a process ended with ${code}`)))
+  })
+
+async function measure(name, source) {
+  const model = await Mamba.load(source)
+  const server = spawn(
+    process.execPath,
+    ['dist/lib/cli/main.js', 'serve', '-m', `bench=${source}`, '--port', '0', '--json', '--no-playground'],
+    { stdio: ['ignore', 'pipe', 'inherit'] },
+  )
+  const said = await new Promise((resolve) => server.stdout.once('data', resolve))
+  const { port } = new URL(JSON.parse(said).url)
+  const load = spawn(process.execPath, ['--import=tsx', 'benches/server.mjs', 'clients', port], {
+    stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+  })
+  await next(load)
+  const ask = async (message) => {
+    load.send(message)
+    return next(load)
+  }
+  const options = (i, maxTokens) => ({ maxTokens, temperature: 1, seed: i, logitBias: { 0: -100 } })
+  const library = async () => {
+    const start = performance.now()
+    const streams = Array.from({ length: STREAMS }, async (_, i) => {
+      let text = ''
+      for await (const token of model.generate(prompt, options(i, TOKENS))) text += token.text
+      return text
+    })
+    await Promise.all(streams)
+    return (STREAMS * TOKENS * 1000) / (performance.now() - start)
+  }
+  const served = async () => {
+    const { seconds } = await ask({ streams: STREAMS, tokens: TOKENS, text: prompt })
+    return (STREAMS * TOKENS) / seconds
+  }
+  await library()
+  await served()
+  const rates = { library: [], server: [] }
+  for (let i = 0; i < ROUNDS; i++) {
+    rates.library.push(Math.round(await library()))
+    rates.server.push(Math.round(await served()))
+  }
+  const first = []
+  for (const words of [8, 400]) {
+    const text = 'The ship '.repeat(words / 2)
+    const [prefill, byte] = [[], []]
+    let promptTokens
+    for (let i = 0; i < 7; i++) {
+      const { usage } = await model.complete(text, options(i, 1))
+      promptTokens = usage.promptTokens
+      prefill.push(usage.prefillSeconds)
+      byte.push((await ask({ streams: 1, tokens: 3, text })).first)
+    }
+    const ms = (values) => Number((values.toSorted((a, b) => a - b)[3] * 1000).toFixed(2))
+    first.push({
+      promptTokens,
+      prefillMs: ms(prefill),
+      firstByteMs: ms(byte),
+      ratio: Number((ms(byte) / ms(prefill)).toFixed(2)),
+    })
+  }
+  server.kill('SIGTERM')
+  load.kill()
+  await model.dispose()
+  const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
+  const row = {
+    model: name,
+    parameters: model.parameters,
+    dtype: model.dtype,
+    threads: model.threads,
+    tokensPerSecond: rates,
+    serverOverLibrary: Number((median(rates.server) / median(rates.library)).toFixed(3)),
+    first,
+  }
+  console.log(JSON.stringify(row, null, 1))
+  return row
+}
+
+if (process.argv[2] === 'clients') await clients(Number(process.argv[3]))
+else {
+  const rows = [
+    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`),
+    await measure('mamba-novels-7m', './models/mamba-novels-7m'),
+  ]
+  const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
+  const record = {
+    date: new Date().toISOString(),
+    commit: git('rev-parse', 'HEAD'),
+    clean: git('status', '--porcelain') === '',
+    processor: cpus()[0].model,
+    cores: cpus().length,
+    node: process.version,
+    streams: STREAMS,
+    tokens: TOKENS,
+    rows,
+  }
+  writeFileSync('benches/results/server.json', `${JSON.stringify(record, null, 2)}\n`)
+  process.exit()
+}
