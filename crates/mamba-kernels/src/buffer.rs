@@ -69,17 +69,40 @@ impl Drop for Memory {
     }
 }
 
-/// Numbers on the device.
+/// Numbers on the device: an allocation, or a part of one that no other buffer has.
 #[derive(Debug)]
 pub struct Buffer {
-    memory: Memory,
+    memory: Arc<Memory>,
+    /// The element at which it begins.
+    begin: usize,
     len: usize,
     float: Float,
 }
 
+/// Elements that parts of an allocation begin at multiples of: at whole cache lines.
+const PART: usize = 64;
+
 impl Buffer {
     pub(crate) fn new(memory: Memory, len: usize, float: Float) -> Self {
-        Self { memory, len, float }
+        Self { memory: Arc::new(memory), begin: 0, len, float }
+    }
+
+    /// Parts of these lengths, end to end but for gaps to whole cache lines.
+    pub(crate) fn split(self, lens: &[usize]) -> Vec<Self> {
+        let mut begin = self.begin;
+        let parts = lens.iter().map(|len| {
+            let part = Self { memory: self.memory.clone(), begin, len: *len, float: self.float };
+            begin += len.next_multiple_of(PART);
+            part
+        });
+        let parts = parts.collect();
+        assert!(begin <= self.begin + self.len, "parts of {begin} elements in a buffer of {}", self.len);
+        parts
+    }
+
+    /// Elements that [`Buffer::split`] needs.
+    pub(crate) fn len_of_parts(lens: &[usize]) -> usize {
+        lens.iter().map(|len| len.next_multiple_of(PART)).sum()
     }
 
     /// Number of elements.
@@ -103,15 +126,30 @@ impl Buffer {
     /// Where element `offset` lies.
     pub(crate) fn pointer(&self, offset: usize) -> u64 {
         assert!(offset <= self.len, "element {offset} of {}", self.len);
-        self.memory.pointer() + (offset * self.float.bytes()) as u64
+        self.memory.pointer() + ((self.begin + offset) * self.float.bytes()) as u64
     }
 
     /// The first of at least `len` f32, for parameters and states.
     pub(crate) fn f32s(&self, len: usize, what: &str) -> u64 {
         assert_eq!(self.float, Float::F32, "type of {what}");
         assert!(len <= self.len, "{what}: {} elements, expected {len}", self.len);
-        self.memory.pointer()
+        self.pointer(0)
     }
+}
+
+/// Where a flat group ([`crate::Device::flat`]), or its first buffers, begins, and how many elements it has, gaps
+/// included: a multiple of [`PART`].
+pub(crate) fn span(group: &[Buffer], float: Float) -> (u64, usize) {
+    let Some(first) = group.first() else { return (0, 0) };
+    let mut begin = first.begin;
+    for buffer in group {
+        assert!(
+            Arc::ptr_eq(&buffer.memory, &first.memory) && buffer.begin == begin && buffer.float == float,
+            "buffers that do not lie end to end"
+        );
+        begin += buffer.len.next_multiple_of(PART);
+    }
+    (first.pointer(0), begin - first.begin)
 }
 
 /// Integers on the device.
@@ -204,7 +242,8 @@ impl Rows<'_> {
 
 impl RowsMut<'_> {
     /// The same, to look at.
-    pub(crate) fn view(&self) -> Rows<'_> {
+    #[must_use]
+    pub fn view(&self) -> Rows<'_> {
         Rows {
             buffer: self.buffer,
             offset: self.offset,

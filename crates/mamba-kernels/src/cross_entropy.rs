@@ -15,11 +15,12 @@ use crate::params::{self, CrossEntropy};
 /// # Panics
 /// If a target is no column, a view does not lie within its buffer, or shapes and types do not fit one another.
 pub fn forward(device: &Device, logits: Rows, targets: &[i32], loss: &mut Buffer) -> Result<()> {
-    launch(device, logits, targets, None, loss)
+    launch(device, logits, targets, None, 0.0, loss)
 }
 
 /// The same losses, and `logits ← scale · (softmax(logits) − one at the target)`, the gradient by the logits of `scale`
-/// times the sum of the losses (`scale` = 1 / rows for their mean), rounded to their type; 0 for a negative target.
+/// times the sum of the losses (`scale` = 1 / rows for their mean), rounded to their type; 0 for a negative target. To each
+/// loss `z_loss` times the square of log Σ exp(logits[i]) is added.
 ///
 /// # Errors
 /// As [`forward`].
@@ -31,9 +32,10 @@ pub fn forward_backward(
     logits: RowsMut,
     targets: &[i32],
     scale: f32,
+    z_loss: f32,
     loss: &mut Buffer,
 ) -> Result<()> {
-    launch(device, logits.view(), targets, Some(scale), loss)
+    launch(device, logits.view(), targets, Some(scale), z_loss, loss)
 }
 
 /// The logits are written where there is a scale.
@@ -42,6 +44,7 @@ fn launch(
     logits: Rows,
     targets: &[i32],
     scale: Option<f32>,
+    z_loss: f32,
     loss: &mut Buffer,
 ) -> Result<()> {
     let (rows, vocabulary, float) = (targets.len(), logits.cols, logits.float());
@@ -59,7 +62,7 @@ fn launch(
         vocab: vocabulary as i32,
         gradient: i32::from(scale.is_some()),
         scale: scale.unwrap_or(0.0),
-        reserved: 0,
+        z_loss,
     };
     let grid = Grid::new([rows, 1, 1], params::cross_entropy_threads(float.bytes()) as u32);
     device.launch(Kernel::of("cross_entropy_loss", float), grid, &params)

@@ -13,7 +13,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, CudaStream, result};
 
 use crate::batch::Spare;
-use crate::buffer::{Buffer, Float, Ints, Memory};
+use crate::buffer::{Buffer, Float, Ints, Memory, RowsMut, span};
 use crate::error::{Error, Result};
 use crate::upload::Pieces;
 
@@ -316,6 +316,54 @@ impl Device {
                 .map_err(|e| Error::driver("cuMemsetD8Async", e))?;
         }
         Ok(Buffer::new(memory, len, float))
+    }
+
+    /// Buffers of these lengths, zero, end to end in one allocation (but for gaps to whole cache lines), so that one launch
+    /// can pass over all of them.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`].
+    pub fn flat(&self, lens: &[usize], float: Float) -> Result<Vec<Buffer>> {
+        Ok(self.alloc(Buffer::len_of_parts(lens), float)?.split(lens))
+    }
+
+    /// Fills a flat group with zeros.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn zero(&self, group: &mut [Buffer]) -> Result<()> {
+        let Some(float) = group.first().map(Buffer::float) else { return Ok(()) };
+        let (at, count) = span(group, float);
+        self.zero_bytes(at, count * float.bytes())
+    }
+
+    /// Fills rows with zeros.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    ///
+    /// # Panics
+    /// If they do not lie within their buffer.
+    pub fn zero_rows(&self, rows: RowsMut) -> Result<()> {
+        let float = rows.view().float();
+        let at = rows.pointer(rows.rows, rows.cols, float);
+        for row in 0..rows.rows {
+            self.zero_bytes(at + (row * rows.stride * float.bytes()) as u64, rows.cols * float.bytes())?;
+        }
+        Ok(())
+    }
+
+    fn zero_bytes(&self, at: u64, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: the callers name bytes of their buffers.
+        unsafe { result::memset_d8_async(at, 0, bytes, self.stream.cu_stream()) }
+            .map_err(|e| Error::driver("cuMemsetD8Async", e))
     }
 
     /// Room for `len` integers, with anything in it.

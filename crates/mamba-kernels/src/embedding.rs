@@ -23,6 +23,17 @@ pub fn embedding(device: &Device, batch: &Batch, table: &Weight, out: RowsMut) -
         cols: table.inputs,
         stride: table.inputs,
     };
+    lookup(device, batch, table, out)
+}
+
+/// [`embedding`] with a table [vocab, d_model] that is no weight of a model at rest.
+///
+/// # Errors
+/// As [`embedding`].
+///
+/// # Panics
+/// As [`embedding`].
+pub fn lookup(device: &Device, batch: &Batch, table: Rows, out: RowsMut) -> Result<()> {
     copy_rows(device, "embedding", table, batch.ids(), batch.tokens(), Float::F32, out)
 }
 

@@ -57,19 +57,67 @@ pub struct Backward<'a> {
 /// If a view does not lie within its buffer, or shapes and types do not fit one another.
 pub fn forward(device: &Device, op: Forward) -> Result<()> {
     let Forward { layer, eps, weight, bias, delta, residual, out } = op;
+    let (at, stride) = (residual.pointer(out.rows, out.cols, Float::F32), residual.stride);
+    let sum = delta.map(|delta| (delta, at, stride));
+    launch_forward(device, (layer, eps, weight, bias), (at, stride), sum, out)
+}
+
+/// The arguments of [`forward_keeping`].
+pub struct ForwardKeeping<'a> {
+    /// As [`Forward`].
+    pub layer: bool,
+    /// As [`Forward`].
+    pub eps: f32,
+    /// As [`Forward`].
+    pub weight: &'a Buffer,
+    /// As [`Forward`].
+    pub bias: Option<&'a Buffer>,
+    /// [tokens, d_model] f32.
+    pub residual: Rows<'a>,
+    /// [tokens, d_model], added first, and where the sum goes, [tokens, d_model] f32.
+    pub delta: Option<(Rows<'a>, RowsMut<'a>)>,
+    /// [tokens, d_model].
+    pub out: RowsMut<'a>,
+}
+
+/// [`forward`] with a residual that stays as it is: the sum goes elsewhere.
+///
+/// # Errors
+/// As [`forward`].
+///
+/// # Panics
+/// As [`forward`].
+pub fn forward_keeping(device: &Device, op: ForwardKeeping) -> Result<()> {
+    let ForwardKeeping { layer, eps, weight, bias, residual, delta, out } = op;
+    let at = |rows: Rows| (rows.pointer(out.rows, out.cols, Float::F32), rows.stride);
+    let sum = delta.map(|(delta, sum)| {
+        let (at, stride) = at(sum.view());
+        (delta, at, stride)
+    });
+    launch_forward(device, (layer, eps, weight, bias), at(residual), sum, out)
+}
+
+/// `sum`: delta, where the sum goes, and its stride.
+fn launch_forward(
+    device: &Device,
+    (layer, eps, weight, bias): (bool, f32, &Buffer, Option<&Buffer>),
+    (residual, residual_stride): (u64, usize),
+    sum: Option<(Rows, u64, usize)>,
+    out: RowsMut,
+) -> Result<()> {
     let (tokens, channels, float) = (out.rows, out.cols, out.view().float());
     check(tokens, channels)?;
-    let residual_pointer = residual.pointer(tokens, channels, Float::F32);
+    let delta = sum.map(|(delta, ..)| delta);
     let params = NormForward {
         delta: delta.map_or(0, |delta| delta.pointer(tokens, channels, float)),
-        residual: residual_pointer,
-        residual_out: if delta.is_some() { residual_pointer } else { 0 },
+        residual,
+        residual_out: sum.map_or(0, |(_, at, _)| at),
         out: out.pointer(tokens, channels, float),
         weight: weight.f32s(channels, "the norm's weight"),
         bias: bias.map_or(0, |bias| bias.f32s(channels, "the norm's bias")),
         delta_stride: delta.map_or(0, |delta| delta.stride) as i64,
-        residual_stride: residual.stride as i64,
-        residual_out_stride: residual.stride as i64,
+        residual_stride: residual_stride as i64,
+        residual_out_stride: sum.map_or(residual_stride, |(_, _, stride)| stride) as i64,
         out_stride: out.stride as i64,
         tokens: tokens as i32,
         channels: channels as i32,

@@ -289,11 +289,13 @@ fn token_logprob() {
 fn cross_entropy() {
     let rng = &mut Rng(17);
     let (vocab, targets, scale) = (6, [3, -1, 0, 5], 0.25);
-    let logits = randoms(rng, targets.len() * vocab);
-    let grads = cross_entropy::cross_entropy_backward(&logits, &targets, vocab, scale);
-    check("cross_entropy", [("logits", logits)], [&grads], |[logits]| {
-        let losses = cross_entropy::cross_entropy(logits, &targets, vocab);
-        assert_eq!(losses[1], 0.0);
-        scale * losses.iter().sum::<f64>()
-    });
+    for z_loss in [0.0, 0.1] {
+        let logits = randoms(rng, targets.len() * vocab);
+        let grads = cross_entropy::cross_entropy_backward(&logits, &targets, vocab, z_loss, scale);
+        check("cross_entropy", [("logits", logits)], [&grads], |[logits]| {
+            let losses = cross_entropy::cross_entropy(logits, &targets, vocab, z_loss);
+            assert_eq!(losses[1], 0.0);
+            scale * losses.iter().sum::<f64>()
+        });
+    }
 }

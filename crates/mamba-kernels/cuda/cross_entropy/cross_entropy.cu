@@ -105,10 +105,11 @@ template <class T> __device__ void loss(const CrossEntropy &p) {
     __syncthreads();
     sum = lane < kWarps ? s_sums[lane] : Sum{};
     over_lanes();
-    if (threadIdx.x == 0) p.loss[blockIdx.x] = sum.largest - s_target + logf(sum.sum);
+    const float log_sum = sum.largest + logf(sum.sum);
+    if (threadIdx.x == 0) p.loss[blockIdx.x] = sum.largest - s_target + logf(sum.sum) + p.z_loss * log_sum * log_sum;
     if (!p.gradient) return;
 
-    const float of_one = p.scale / sum.sum;
+    const float of_one = p.scale * (1.f + 2.f * p.z_loss * log_sum) / sum.sum;
     auto gradient = [&](int i, float x) { return fmaf(power<T>(x - sum.largest), of_one, i == target ? -p.scale : 0.f); };
     each(
         row, p.vocab,

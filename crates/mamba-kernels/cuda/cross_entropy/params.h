@@ -18,5 +18,5 @@ struct CrossEntropy {
     int vocab;
     int gradient;       // 1: logits become scale * (softmax - one at the target), or 0 where ignored
     float scale;        // of the sum of the losses in what is minimised: 1 / rows for a mean
-    int reserved;
+    float z_loss;       // times (log sum exp)^2 is added to each loss
 };

@@ -8,6 +8,7 @@
 
 mod decoder;
 mod load;
+mod train;
 
 use mamba_kernels as kernels;
 use mamba_kernels::linear::{Product, Weight};

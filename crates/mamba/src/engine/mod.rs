@@ -472,7 +472,8 @@ impl Mamba {
         }
         let number = shared.requests.fetch_add(1, Ordering::Relaxed);
         let owner = user.map_or(Owner::Request(number), |user| Owner::User(user.into()));
-        let job = Job::new(task, Place { owner, priority, adapter }, &shared.info, shared.tokenizer.is_some())?;
+        let job =
+            Job::new(task, Place { owner, priority, adapter }, &shared.info, shared.tokenizer.is_some())?;
         let permit = Permit(shared.pending.clone());
         if shared.pending.fetch_add(1, Ordering::AcqRel) >= shared.queue_limit {
             shared.refused.fetch_add(1, Ordering::Relaxed);

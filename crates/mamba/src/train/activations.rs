@@ -48,8 +48,8 @@ pub(super) struct Activations<B: TrainBackend> {
     pub y_grad: B::Buffer,
     /// [T, dt_rank + 2 · d_state]
     pub dt_b_c_grad: B::Buffer,
-    /// [T, 2 · d_state] f32
-    pub bc_grad: B::Buffer,
+    /// [T, d_state] f32: of B and of C.
+    pub bc_grad: [B::Buffer; 2],
     /// [logits_rows, vocab]: of a piece of the tokens.
     pub logits: B::Buffer,
     /// Rows of that.
@@ -87,7 +87,8 @@ impl<B: TrainBackend> Activations<B> {
             (0..tokens).step_by(logits_rows).map(|from| logits_rows.min(tokens - from)).collect();
         let losses = backend.flat(&pieces, "losses")?;
         let residual_grad = backend.alloc(tokens * d_model, "gradients of activations")?;
-        let bc_grad = backend.alloc(tokens * 2 * d_state, "gradients of activations")?;
+        let mut of_states = || backend.alloc(tokens * d_state, "gradients of activations");
+        let bc_grad = [of_states()?, of_states()?];
         let mut room = |cols: usize| backend.activations(tokens * cols);
         Ok(Self {
             saved,

@@ -41,7 +41,8 @@ pub struct TrainBatch {
     pub targets: Vec<i32>,
     /// Sequence `i` is `ids[cu_seqlens[i] .. cu_seqlens[i + 1]]`; begins with 0.
     pub cu_seqlens: Vec<usize>,
-    /// Whether sequence `i` goes on from the state that sequence `i` of the last batch ended with. Empty: none does.
+    /// Whether sequence `i` goes on from the state that sequence `i` of the last batch ended with. Empty: none does, and
+    /// the states that this batch ends with are not kept.
     pub carried: Vec<bool>,
 }
 
@@ -273,8 +274,9 @@ impl<B: TrainBackend> Trainer<B> {
         let mut loss = 0.0;
         for batch in batches {
             self.forward(batch)?;
-            loss += self.loss_backward(batch, counted)?;
+            self.losses(batch, Some(1.0 / counted as f32))?;
             self.backward(None)?;
+            loss += self.loss_sum(batch)?;
         }
         let report = self.update()?;
         Ok(StepReport { loss: loss / counted as f64, ..report })
@@ -307,8 +309,9 @@ impl<B: TrainBackend> Trainer<B> {
             if last.is_none() {
                 last = Some(self.states.read(&mut self.backend)?);
             }
-            loss += self.loss_backward(piece, counted)?;
+            self.losses(piece, Some(1.0 / counted as f32))?;
             self.backward(pieces.get(i + 1))?;
+            loss += self.loss_sum(piece)?;
         }
         self.states.write(&mut self.backend, &last.unwrap_or_default())?;
         let report = self.update()?;
@@ -324,7 +327,8 @@ impl<B: TrainBackend> Trainer<B> {
         let counted = self.check_batches(std::slice::from_ref(batch))?;
         self.forward(batch)?;
         self.pending = None;
-        Ok((self.losses(batch, None)?, counted))
+        self.losses(batch, None)?;
+        Ok((self.loss_sum(batch)?, counted))
     }
 
     /// The hidden states after the final norm, [tokens, d_model], of a batch; targets are not looked at. Its activations

@@ -47,7 +47,7 @@ impl<B: TrainBackend> Trainer<B> {
             Some(_) => (0..batch.sequences()).filter(fresh).collect(),
             None => Vec::new(),
         };
-        if batch.carried.contains(&true) || self.layout.initial_state.is_some() {
+        if !batch.carried.is_empty() || self.layout.initial_state.is_some() {
             self.states.reserve(&mut self.backend, batch.sequences())?;
         }
         let plan = self.plan(batch)?;
@@ -82,13 +82,9 @@ impl<B: TrainBackend> Trainer<B> {
         (Layers { backend, config, options, layout, parameters, activations, states, tokens }, embedding)
     }
 
-    /// The sum of a batch's losses; its gradient, divided by `counted`, in `activations.hidden_grad`, and that of the head.
-    pub(super) fn loss_backward(&mut self, batch: &TrainBatch, counted: usize) -> Result<f64> {
-        self.losses(batch, Some(1.0 / counted as f32))
-    }
-
-    /// The sum of a batch's losses; with a scale also the gradients of `scale` times that.
-    pub(super) fn losses(&mut self, batch: &TrainBatch, scale: Option<f32>) -> Result<f64> {
+    /// The losses of a batch's tokens; with a scale also the gradients of `scale` times their sum: by the hidden states in
+    /// `activations.hidden_grad`, by the head added to its own.
+    pub(super) fn losses(&mut self, batch: &TrainBatch, scale: Option<f32>) -> Result<()> {
         let Self { backend, config, options, layout, parameters, activations, .. } = self;
         let (d_model, vocab) = (config.d_model, config.padded_vocab_size);
         let head = layout.lm_head.unwrap_or(layout.embedding);
@@ -137,13 +133,17 @@ impl<B: TrainBackend> Trainer<B> {
                 })?;
             }
         }
-        // In the end, so that nothing waits while work can still be queued. (Where the loss is to be known before the
-        // backward is queued, as here, that is a short wait once a batch.)
+        Ok(())
+    }
+
+    /// The sum of the losses of the last batch. Waits for the device, so everything else is queued before.
+    pub(super) fn loss_sum(&mut self, batch: &TrainBatch) -> Result<f64> {
+        let Activations { losses, logits_rows, .. } = &self.activations;
         let mut sum = 0.0;
         let mut values = vec![0.0; *logits_rows];
         for (piece, losses) in losses.iter().enumerate() {
-            let rows = (*logits_rows).min(tokens.saturating_sub(piece * *logits_rows));
-            backend.read(losses, 0, &mut values[..rows])?;
+            let rows = (*logits_rows).min(batch.ids.len().saturating_sub(piece * *logits_rows));
+            self.backend.read(losses, 0, &mut values[..rows])?;
             sum += values[..rows].iter().map(|loss| f64::from(*loss)).sum::<f64>();
         }
         Ok(sum)
@@ -356,7 +356,7 @@ impl<B: TrainBackend> Layers<'_, B> {
             delta_grad,
             y_grad,
             dt_b_c_grad,
-            bc_grad,
+            bc_grad: [b_grad, c_grad],
             ..
         } = &mut **activations;
         let saved = &saved[slot];
@@ -407,7 +407,8 @@ impl<B: TrainBackend> Layers<'_, B> {
                     cols: d_inner,
                     ..ViewMut::dense(xz_grad, tokens, 2 * d_inner)
                 },
-                bc_grad: ViewMut::dense(bc_grad, tokens, 2 * d_state),
+                b_grad: ViewMut::dense(b_grad, tokens, d_state),
+                c_grad: ViewMut::dense(c_grad, tokens, d_state),
                 a_grad,
                 d_grad,
                 delta_bias_grad,
@@ -417,8 +418,10 @@ impl<B: TrainBackend> Layers<'_, B> {
         // A = −exp(A_log), so its derivative is A itself.
         backend.multiply(&parameters.a[layer], &mut parameters.batch_gradients[at[0]])?;
 
-        let to = ViewMut { offset: dt_rank, cols: 2 * d_state, ..ViewMut::dense(dt_b_c_grad, tokens, width) };
-        backend.copy(View::dense(&*bc_grad, tokens, 2 * d_state), to, false)?;
+        for (offset, grad) in [(dt_rank, b_grad), (dt_rank + d_state, c_grad)] {
+            let to = ViewMut { offset, cols: d_state, ..ViewMut::dense(dt_b_c_grad, tokens, width) };
+            backend.copy(View::dense(&*grad, tokens, d_state), to, false)?;
+        }
         let (dt, out_grad) = (dt_b_c.columns(0, dt_rank), View::dense(&*delta_grad, tokens, d_inner));
         let x_grad = ViewMut { cols: dt_rank, ..ViewMut::dense(dt_b_c_grad, tokens, width) };
         linear_backward(backend, parameters, dt, out_grad, dt_proj, x_grad, false)?;

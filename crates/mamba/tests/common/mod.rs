@@ -7,6 +7,7 @@ pub mod model;
 pub mod ops;
 pub mod requests;
 pub mod sampling;
+pub mod training;
 pub mod watched;
 
 use std::path::{Path, PathBuf};

@@ -454,7 +454,7 @@ fn cross_entropy_with_its_gradient() {
                 assert!(bits(&logits.all()) == bits(&given), "the logits are no more as they were: {what}");
                 let device = cuda.device();
                 let to = rows_mut(logits.view_mut());
-                cross_entropy::forward_backward(device, to, &targets, SCALE, &mut same_loss).unwrap();
+                cross_entropy::forward_backward(device, to, &targets, SCALE, 0.0, &mut same_loss).unwrap();
                 logits.fetch(cuda);
                 assert!(logits.gaps_are_nan(), "{what}");
                 let loss = read(cuda, &loss, rows_);
@@ -462,9 +462,22 @@ fn cross_entropy_with_its_gradient() {
                 [loss, logits.all()]
             });
             let given = wide(&given);
-            hold(&what, &loss, &reference::cross_entropy(&given, &targets, vocab), DType::F32);
-            let exact = reference::cross_entropy_backward(&given, &targets, vocab, f64::from(SCALE));
+            hold(&what, &loss, &reference::cross_entropy(&given, &targets, vocab, 0.0), DType::F32);
+            let exact = reference::cross_entropy_backward(&given, &targets, vocab, 0.0, f64::from(SCALE));
             hold(&what, &gradient, &exact, dtype);
+
+            const Z_LOSS: f32 = 0.1;
+            logits.put(cuda, &values);
+            let mut loss = nans(cuda, rows_);
+            let to = rows_mut(logits.view_mut());
+            let device = cuda.device();
+            cross_entropy::forward_backward(device, to, &targets, SCALE, Z_LOSS, &mut loss).unwrap();
+            logits.fetch(cuda);
+            let (scale, z_loss) = (f64::from(SCALE), f64::from(Z_LOSS));
+            let exact = reference::cross_entropy(&given, &targets, vocab, z_loss);
+            hold(&what, &read(cuda, &loss, rows_), &exact, DType::F32);
+            let exact = reference::cross_entropy_backward(&given, &targets, vocab, z_loss, scale);
+            hold(&what, &logits.all(), &exact, dtype);
         }
         // What is no number is not hidden; −∞ is the logit of what cannot be.
         for (logit, finite) in [(f32::NAN, false), (f32::INFINITY, false), (f32::NEG_INFINITY, true)] {

@@ -7,6 +7,7 @@ mod decode;
 mod gradients;
 mod launchers;
 mod sampling;
+mod training;
 
 use std::sync::mpsc;
 

@@ -126,17 +126,19 @@ pub(crate) fn backward(
             level.run(Backward { bc, scratch: bc.add(sums), from, to, ..whole.0 });
         }
     });
-    let out = Shareable(MutMatrix::new(op.bc_grad, tokens, 2 * d_state));
+    let out = Shareable([op.b_grad, op.c_grad].map(|grad| MutMatrix::new(grad, tokens, d_state)));
     const ROWS: usize = 64;
     threads.run(tokens.div_ceil(ROWS), &|task| {
         let out = &out;
         for t in task * ROWS..tokens.min((task + 1) * ROWS) {
-            // SAFETY: tasks have disjoint rows, in range by the check of the matrix.
-            let row = unsafe { std::slice::from_raw_parts_mut(out.0.at(t, 0), 2 * d_state) };
-            row.fill(0.0);
-            for range in 0..ranges {
-                let sums = &room[range * (sums + scratch) + t * 2 * d_state..][..2 * d_state];
-                row.iter_mut().zip(sums).for_each(|(sum, x)| *sum += x);
+            for (which, out) in out.0.iter().enumerate() {
+                // SAFETY: tasks have disjoint rows, in range by the checks of the matrices.
+                let row = unsafe { std::slice::from_raw_parts_mut(out.at(t, 0), d_state) };
+                row.fill(0.0);
+                for range in 0..ranges {
+                    let from = range * (sums + scratch) + (2 * t + which) * d_state;
+                    row.iter_mut().zip(&room[from..from + d_state]).for_each(|(sum, x)| *sum += x);
+                }
             }
         }
     });

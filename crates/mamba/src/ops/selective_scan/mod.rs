@@ -78,8 +78,10 @@ pub struct ScanBackward<'a, T> {
     pub delta_grad: ViewMut<'a, T>,
     /// [tokens, d_inner].
     pub z_grad: ViewMut<'a, T>,
-    /// [tokens, 2 · d_state] f32: of B, then of C.
-    pub bc_grad: ViewMut<'a, T>,
+    /// [tokens, d_state] f32.
+    pub b_grad: ViewMut<'a, T>,
+    /// [tokens, d_state] f32.
+    pub c_grad: ViewMut<'a, T>,
     /// [d_state, d_inner].
     pub a_grad: &'a mut T,
     /// [d_inner].

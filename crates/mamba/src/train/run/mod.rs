@@ -136,19 +136,40 @@ pub struct RunResult {
 /// `TRAINING_DIVERGED`; `ABORTED` after the run was saved; `DISK_FULL`, `IO_ERROR`: the last checkpoint is untouched.
 pub fn run(config: &RunConfig, cancel: &Cancel, events: &mut dyn FnMut(RunEvent)) -> Result<RunResult> {
     let threads = threads::count(config.threads)?;
-    match config.device.as_deref() {
-        None | Some("auto" | "cpu") => {
-            if config.precision == Precision::Bf16 {
-                return Err(Error::option("precision", "`bf16` on a CPU", "`f32`, or a GPU"));
+    let auto = match config.device.as_deref() {
+        None | Some("auto") => true,
+        Some("cpu" | "cuda") => false,
+        Some(other) => return Err(Error::option("device", format!("`{other}`"), "`auto`, `cpu` or `cuda`")),
+    };
+    if config.device.as_deref() != Some("cpu") {
+        #[cfg(feature = "cuda")]
+        match gpu(config.precision) {
+            Ok(_) => {
+                return Run::new(config, cancel, &mut |config| gpu(config.precision), events)?.train(events);
             }
-            Run::new(config, cancel, &mut |_| Cpu::new(threads), events)?.train(events)
+            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. }) if auto => {}
+            Err(error) => return Err(error),
         }
-        Some("cuda") => Err(Error::DeviceUnavailable {
-            device: "cuda".into(),
-            reason: "this build does not train on a GPU".into(),
-        }),
-        Some(other) => Err(Error::option("device", format!("`{other}`"), "`auto`, `cpu` or `cuda`")),
+        #[cfg(not(feature = "cuda"))]
+        if !auto {
+            return Err(Error::DeviceUnavailable {
+                device: "cuda".into(),
+                reason: "this binary was built without CUDA; expected `auto` or `cpu`".into(),
+            });
+        }
     }
+    if config.precision == Precision::Bf16 {
+        return Err(Error::option("precision", "`bf16` on a CPU", "`f32`, or a GPU"));
+    }
+    Run::new(config, cancel, &mut |_| Cpu::new(threads), events)?.train(events)
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(precision: Precision) -> Result<crate::cuda::Cuda> {
+    crate::cuda::Cuda::new(match precision {
+        Precision::F32 => DType::F32,
+        Precision::Bf16 => DType::BF16,
+    })
 }
 
 /// What is learned from.
