@@ -66,6 +66,8 @@ export type MambaErrorCode =
   | 'DEVICE_UNAVAILABLE'
   /** A GPU that was in use and is no longer, for all models on it; those on the CPU live on. Restart the process. */
   | 'DEVICE_LOST'
+  /** The gradients of too many steps in a row were not finite; the last checkpoint is from before. */
+  | 'TRAINING_DIVERGED'
   /** There is nothing to train on. */
   | 'DATA_EMPTY'
   /** Training data that cannot be read: not the format that was said, or cut short. */
