@@ -141,7 +141,7 @@ const fields: Record<string, Field> = {
           alpha: number(0, 'lora: scale, divided by the rank. Default: 16.'),
           targets: list(
             oneOf(['in_proj', 'x_proj', 'dt_proj', 'out_proj'], ''),
-            'lora: the matrices. Default: all four.',
+            'lora: the matrices. Default: in_proj and x_proj.',
           ),
         },
         { required: ['kind'] },
@@ -252,7 +252,8 @@ function toAdapter(adapter: any): object {
     kind,
     rank: rank ?? 8,
     alpha: alpha ?? 16,
-    targets: targets ?? ['in_proj', 'x_proj', 'dt_proj', 'out_proj'],
+    // Those that transformers and PEFT take as well (docs/training.md).
+    targets: targets ?? ['in_proj', 'x_proj'],
   }
 }
 

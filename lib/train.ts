@@ -49,7 +49,7 @@ export interface AdapterOptions {
   rank?: number
   /** `lora`: scale, divided by the rank. Default: 16. */
   alpha?: number
-  /** `lora`: which matrices. Default: all four. */
+  /** `lora`: which matrices. Default: `in_proj` and `x_proj`, the two that `transformers` with PEFT takes as well. */
   targets?: readonly AdapterTarget[]
 }
 
