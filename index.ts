@@ -28,3 +28,18 @@ export {
 export type { Session } from './lib/session.js'
 export type { Percentiles, PrefixCacheStats, Stats, StatsStreamOptions } from './lib/stats.js'
 export type { DecodeOptions, Tokenizer } from './lib/tokenizer.js'
+export {
+  mergeAdapter,
+  train,
+  type AdapterOptions,
+  type DataFiles,
+  type MergeOptions,
+  type Objective,
+  type TrainEvent,
+  type TrainExample,
+  type TrainingRun,
+  type TrainOptions,
+  type TrainProgress,
+  type TrainResult,
+} from './lib/train.js'
+export { trainSchema, type AdapterTarget, type DataFormat, type ObjectiveName } from './lib/train-config.js'

@@ -69,6 +69,14 @@ test.serial('server: what a session knows is not computed again', async (t) => {
   )
 })
 
+test.serial('train: an adapter learns what the texts have in common', async (t) => {
+  const output = await run('train.ts', join(temporaryFolder(t), 'run'))
+  const losses = [...output.matchAll(/held out (\d\.\d+)/g)].map(([, loss]) => Number(loss))
+  t.is(losses.length, 3)
+  t.true(losses[2]! < 1, output)
+  t.regex(output, /with it: +Fisher: (northerly|southwest|variable|westerly)/)
+})
+
 test.serial('none is left out', (t) => {
   t.deepEqual([...tested].toSorted(), readdirSync(join(root, 'examples')).toSorted())
 })

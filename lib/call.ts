@@ -23,17 +23,28 @@ export interface Queued extends Abortable {
    * `normal`, and that four times as much as `low`; none starves. Default: `normal`.
    */
   priority?: Priority
+  /** Which of the adapters that the model was loaded with (`LoadOptions.adapters`) it runs with. Default: none. */
+  adapter?: string
 }
 
 /** How urgent a call is. */
 export type Priority = 'high' | 'normal' | 'low'
 
 /** The names of {@link Queued}'s options. */
-export const queuedNames = ['user', 'priority', 'signal'] as const satisfies readonly (keyof Queued)[]
+export const queuedNames = [
+  'user',
+  'priority',
+  'adapter',
+  'signal',
+] as const satisfies readonly (keyof Queued)[]
 
 /** Reads {@link Queued}'s options but the signal. */
 export function readStanding(read: Options<Queued>): NativeStanding {
-  return { user: read.string('user'), priority: read.oneOf('priority', ['high', 'normal', 'low']) }
+  return {
+    user: read.string('user'),
+    priority: read.oneOf('priority', ['high', 'normal', 'low']),
+    adapter: read.string('adapter'),
+  }
 }
 
 /** The error that the addon gave, as this package throws it. */

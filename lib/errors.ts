@@ -66,6 +66,20 @@ export type MambaErrorCode =
   | 'DEVICE_UNAVAILABLE'
   /** A GPU that was in use and is no longer, for all models on it; those on the CPU live on. Restart the process. */
   | 'DEVICE_LOST'
+  /** The gradients of too many steps in a row were not finite; the last checkpoint is from before. */
+  | 'TRAINING_DIVERGED'
+  /** There is nothing to train on. */
+  | 'DATA_EMPTY'
+  /** Training data that cannot be read: not the format that was said, or cut short. */
+  | 'DATA_INVALID'
+  /** A training run's folder that is damaged, or of another version. */
+  | 'RUN_INVALID'
+  /** A run is resumed with other settings than it was begun with. */
+  | 'RUN_MISMATCH'
+  /** An adapter's files cannot be read. */
+  | 'ADAPTER_INVALID'
+  /** An adapter of another model. */
+  | 'ADAPTER_MISMATCH'
   /** There is no CUDA build for this platform; it is for Linux x64 with glibc. */
   | 'CUDA_UNSUPPORTED_PLATFORM'
   /** NVIDIA's driver (libcuda.so.1) is not there. */

@@ -78,6 +78,11 @@ export interface LoadOptions extends Abortable {
    * `maxBatch` of them lie in its memory, the others in the computer's. Default: off.
    */
   prefixCache?: { bytes: number }
+  /**
+   * Adapters over this one model, by name: folders that `train` (`result.adapter`) or PEFT wrote. Calls choose one by
+   * its name, `{ adapter: 'name' }`, and those with different ones, or none, are computed together. Default: none.
+   */
+  adapters?: Readonly<Record<string, string | URL>>
   /** Called as the weights come in. An error that it throws ends the load and is what `load` rejects with. */
   onProgress?: (progress: LoadProgress) => void
 }
@@ -104,6 +109,7 @@ const loadNames = [
   'queueLimit',
   'maxStall',
   'prefixCache',
+  'adapters',
   'onProgress',
   'signal',
 ] as const satisfies readonly (keyof LoadOptions)[]
@@ -200,6 +206,8 @@ export class Mamba {
   readonly weightBytes: number
   /** Bytes of one sequence's state. */
   readonly stateBytes: number
+  /** Names of its adapters. */
+  readonly adapters: readonly string[]
   /** Ids that end a text. */
   readonly eosTokenIds: readonly number[]
   /** Tells models apart, whatever their dtype, device or file format: a session belongs to a fingerprint. */
@@ -219,6 +227,7 @@ export class Mamba {
     this.parameters = info.parameters
     this.weightBytes = info.weightBytes
     this.stateBytes = info.stateBytes
+    this.adapters = Object.freeze(info.adapters)
     this.eosTokenIds = Object.freeze(info.eosTokenIds)
     this.fingerprint = info.fingerprint
     this.tokenizer = new Tokenizer(this.#native, info.tokenizerSize)
@@ -256,6 +265,7 @@ export class Mamba {
       queueLimit,
       maxStall: read.integer('maxStall', 1),
       prefixCache: readPrefixCache(read.any('prefixCache')),
+      adapters: readAdapters(read.any('adapters')),
     }
     const path = resolveSource(source)
     const { load, NativeModel } = await bindingFor(native.device)
@@ -503,6 +513,14 @@ export class Mamba {
 }
 
 /** Bytes of the prefix cache. */
+function readAdapters(adapters: unknown): { name: string; path: string }[] {
+  if (adapters === undefined) return []
+  if (typeof adapters !== 'object' || adapters === null || Array.isArray(adapters)) {
+    throw invalid('adapters', adapters, 'an object of names and folders')
+  }
+  return Object.entries(adapters).map(([name, path]) => ({ name, path: toPath(path as string | URL) }))
+}
+
 function readPrefixCache(value: unknown): number | undefined {
   if (value === undefined) return undefined
   if (typeof value !== 'object' || value === null) {

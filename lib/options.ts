@@ -85,7 +85,7 @@ export class Options<T extends object> {
 }
 
 /** The name that a person probably meant: at most a third of its letters away. */
-function nearest(name: string, names: readonly string[]): string | undefined {
+export function nearest(name: string, names: readonly string[]): string | undefined {
   return names
     .map((candidate) => ({ candidate, distance: editDistance(lowerCase(name), lowerCase(candidate)) }))
     .filter(({ candidate, distance }) => distance <= candidate.length / 3)

@@ -12,6 +12,7 @@ import { runCommand } from './run.js'
 import { scoreCommand } from './score.js'
 import { serveCommand } from './serve.js'
 import { styled } from './terminal.js'
+import { trainCommand } from './train.js'
 
 /** The whole command line. */
 export function createProgram(): Command {
@@ -35,6 +36,7 @@ export function createProgram(): Command {
     convertCommand(),
     inspectCommand(),
     serveCommand(),
+    trainCommand(),
     benchCommand(),
     doctorCommand(),
   ]) {

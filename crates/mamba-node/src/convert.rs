@@ -45,6 +45,8 @@ pub struct NativeStanding {
     pub user: Option<String>,
     /// `high`, `normal` (where nothing is said), `low`.
     pub priority: Option<String>,
+    /// One of the model's adapters, by name.
+    pub adapter: Option<String>,
 }
 
 impl NativeStanding {
@@ -57,7 +59,7 @@ impl NativeStanding {
                 return Err(Error::option("priority", format!("`{other}`"), "`high`, `normal` or `low`"));
             }
         };
-        Ok(Standing { user: self.user, priority })
+        Ok(Standing { user: self.user, priority, adapter: self.adapter })
     }
 }
 

@@ -15,6 +15,7 @@ mod model;
 mod probe;
 mod session;
 mod stats;
+mod train;
 
 use napi_derive::napi;
 

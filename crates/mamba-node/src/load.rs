@@ -38,6 +38,15 @@ pub struct NativeLoadOptions {
     pub max_stall: Option<u32>,
     /// Bytes of the prefix cache; 0: none.
     pub prefix_cache: Option<f64>,
+    /// Adapters that requests may choose.
+    pub adapters: Option<Vec<NativeAdapter>>,
+}
+
+/// An adapter's name and its folder.
+#[napi(object, object_to_js = false)]
+pub struct NativeAdapter {
+    pub name: String,
+    pub path: String,
 }
 
 impl NativeLoadOptions {
@@ -62,6 +71,12 @@ impl NativeLoadOptions {
             queue_limit: self.queue_limit.map_or(default.queue_limit, |count| count as usize),
             max_stall: self.max_stall.map_or(default.max_stall, |ms| Duration::from_millis(ms.into())),
             prefix_cache: self.prefix_cache.map_or(default.prefix_cache, |bytes| bytes as u64),
+            adapters: self
+                .adapters
+                .unwrap_or_default()
+                .into_iter()
+                .map(|NativeAdapter { name, path }| (name, PathBuf::from(path)))
+                .collect(),
             ..default
         })
     }

@@ -80,6 +80,8 @@ pub struct NativeInfo {
     pub state_bytes: f64,
     /// Number of parameters.
     pub parameters: f64,
+    /// Names of the adapters.
+    pub adapters: Vec<String>,
     /// Tokens of the tokenizer, where there is one.
     pub tokenizer_size: Option<u32>,
 }
@@ -156,6 +158,7 @@ impl NativeModel {
             weight_bytes: info.weight_bytes as f64,
             state_bytes: info.state_bytes as f64,
             parameters: info.parameters as f64,
+            adapters: model.adapters().to_vec(),
             tokenizer_size: model.tokenizer().ok().map(|text| text.vocab_size() as u32),
         })
     }

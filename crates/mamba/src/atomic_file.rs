@@ -1,59 +1,113 @@
 //! Files that are either written whole or not at all.
 
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
 
 /// Writes a file so that at every moment, a crash or a full disk included, `path` holds either what it held
-/// before or all of the new contents: a temporary file in the same folder, fsync, rename, fsync of the folder
-/// (on Unix; Windows has no such call). On an error the temporary file is removed. A symbolic link at `path`
-/// is followed; an existing file's permissions are kept.
+/// before or all of the new contents (see [`AtomicFile`]).
 ///
 /// # Errors
 /// `FILE_NOT_FOUND` (the folder), `DISK_FULL`, `IO_ERROR`; an error that `write` returns likewise.
 pub fn write_atomically(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
-    let existing = path.canonicalize();
-    let path = existing.as_deref().unwrap_or(path);
-    if existing.is_ok() && !path.is_file() {
-        let source = io::Error::new(io::ErrorKind::InvalidInput, "it is there and is not a file");
-        return Err(Error::io("write", path, source));
+    let mut file = AtomicFile::create(path)?;
+    write(&mut file).map_err(|source| Error::io("write", &file.path, source))?;
+    file.commit()
+}
+
+/// A file that is at its place only when [`AtomicFile::commit`] has put it there: a temporary file in the same
+/// folder, fsync, rename, fsync of the folder (on Unix; Windows has no such call). Dropped before that, it is removed.
+/// A symbolic link at `path` is followed; an existing file's permissions are kept.
+pub struct AtomicFile {
+    file: BufWriter<NamedTempFile>,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// `FILE_NOT_FOUND` (the folder), `DISK_FULL`, `IO_ERROR`.
+    pub fn create(path: &Path) -> Result<Self> {
+        let existing = path.canonicalize();
+        let path = existing.as_deref().unwrap_or(path);
+        if existing.is_ok() && !path.is_file() {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "it is there and is not a file");
+            return Err(Error::io("write", path, source));
+        }
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".node-mamba-").suffix(".tmp");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // Like any new file, subject to the umask; temporary files are private otherwise.
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let folder = folder_of(path);
+        let file = builder.tempfile_in(folder).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => {
+                Error::FileNotFound { path: folder.to_path_buf(), expected: "a folder to write into".into() }
+            }
+            _ => Error::io("write", path, source),
+        })?;
+        Ok(Self { file: BufWriter::new(file), path: path.to_path_buf() })
     }
-    let folder = match path.parent() {
+
+    /// Where it will be.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Puts it at its place.
+    ///
+    /// # Errors
+    /// `DISK_FULL`, `IO_ERROR`; what was there before is untouched.
+    pub fn commit(self) -> Result<()> {
+        let Self { file, path } = self;
+        let error = |source| Error::io("write", &path, source);
+        let file = file.into_inner().map_err(|failed| error(failed.into_error()))?;
+        #[cfg(unix)]
+        if let Ok(before) = std::fs::metadata(&path) {
+            file.as_file().set_permissions(before.permissions()).map_err(error)?;
+        }
+        file.as_file().sync_all().map_err(error)?;
+        file.persist(&path).map_err(|failed| error(failed.error))?;
+        sync_folder(folder_of(&path))
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".node-mamba-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // Like any new file, subject to the umask; temporary files are private otherwise.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut file = builder.tempfile_in(folder).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => {
-            Error::FileNotFound { path: folder.to_path_buf(), expected: "a folder to write into".into() }
-        }
-        _ => Error::io("write", path, source),
-    })?;
-    let written = (|| {
-        let mut buffered = BufWriter::new(file.as_file_mut());
-        write(&mut buffered)?;
-        buffered.flush()?;
-        drop(buffered);
-        #[cfg(unix)]
-        if let Ok(before) = std::fs::metadata(path) {
-            file.as_file().set_permissions(before.permissions())?;
-        }
-        file.as_file().sync_all()
-    })();
-    written.map_err(|source| Error::io("write", path, source))?;
-    file.persist(path).map_err(|failed| Error::io("write", path, failed.error))?;
+}
+
+/// Makes what was renamed in a folder last (on Unix; Windows has no such call).
+///
+/// # Errors
+/// `IO_ERROR`.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     #[cfg(unix)]
     std::fs::File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|source| Error::io("write", folder, source))?;
+    #[cfg(not(unix))]
+    let _ = folder;
     Ok(())
 }
 

@@ -322,6 +322,18 @@ pub trait Backend: Sized + Send + 'static {
     /// See [`crate::ops::pool`].
     fn pool(&mut self, plan: &Self::Plan, op: Pool<Self::Buffer>) -> Result<()>;
 
+    /// `out += x`, of the same shape. By way of the host where a backend does not say otherwise.
+    fn accumulate(&mut self, x: View<Self::Buffer>, out: ViewMut<Self::Buffer>) -> Result<()> {
+        let (mut row, mut sum) = (vec![0.0; x.cols], vec![0.0; x.cols]);
+        for i in 0..x.rows {
+            self.read(x.buffer, x.offset + i * x.stride, &mut row)?;
+            self.read(out.buffer, out.offset + i * out.stride, &mut sum)?;
+            sum.iter_mut().zip(&row).for_each(|(sum, x)| *sum += x);
+            self.write(out.buffer, out.offset + i * out.stride, &sum)?;
+        }
+        Ok(())
+    }
+
     /// `out[i] = x[rows[i]]`.
     fn gather(&mut self, x: View<Self::Buffer>, rows: &[u32], out: ViewMut<Self::Buffer>) -> Result<()>;
 

@@ -210,6 +210,46 @@ impl Config {
         value
     }
 
+    /// The configuration as `transformers` states it, for `MambaForCausalLM`.
+    ///
+    /// # Errors
+    /// `CONFIG_INVALID` for a model that it does not have: with LayerNorm.
+    pub fn to_hugging_face_json(&self) -> Result<Value> {
+        if self.norm != NormKind::Rms {
+            return Err(invalid("rms_norm", "false", "true (transformers has RMSNorm only)"));
+        }
+        let mut value = json!({
+            "model_type": "mamba",
+            "architectures": ["MambaForCausalLM"],
+            "hidden_size": self.d_model,
+            "num_hidden_layers": self.n_layer,
+            "vocab_size": self.padded_vocab_size,
+            "state_size": self.d_state,
+            "conv_kernel": self.d_conv,
+            "expand": self.d_inner as f64 / self.d_model as f64,
+            "intermediate_size": self.d_inner,
+            "time_step_rank": self.dt_rank,
+            "use_conv_bias": self.conv_bias,
+            "use_bias": self.bias,
+            "hidden_act": "silu",
+            "layer_norm_epsilon": self.norm_epsilon,
+            "residual_in_fp32": self.residual_in_fp32,
+            "tie_word_embeddings": self.tie_embeddings,
+        });
+        if self.d_inner.is_multiple_of(self.d_model) {
+            value["expand"] = json!(self.d_inner / self.d_model);
+        }
+        if let Some(bos) = self.bos_token_id {
+            value["bos_token_id"] = json!(bos);
+        }
+        match self.eos_token_ids[..] {
+            [] => {}
+            [eos] => value["eos_token_id"] = json!(eos),
+            _ => value["eos_token_id"] = json!(self.eos_token_ids),
+        }
+        Ok(value)
+    }
+
     /// Name and shape of every tensor that the model needs, under the official names.
     #[must_use]
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {

@@ -244,6 +244,58 @@ pub enum Error {
         /// What the driver said.
         reason: String,
     },
+    /// There is nothing to train on.
+    #[error("no training data in {origin}: expected {expected}")]
+    DataEmpty {
+        /// Where it was looked for.
+        origin: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// Training data that cannot be read: not the format, or cut short.
+    #[error("{} is not usable training data: {reason}", path.display())]
+    DataInvalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// A training run's folder that is damaged, or of another version.
+    #[error("{} is not a usable training run: {reason}", path.display())]
+    RunInvalid {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A run is resumed with another configuration than it was begun with.
+    #[error("this run was begun with other settings: `{field}` is {found}, expected {expected}")]
+    RunMismatch {
+        /// The field that differs.
+        field: String,
+        /// What is asked for now.
+        found: String,
+        /// What the run was begun with.
+        expected: String,
+    },
+    /// An adapter's files cannot be read.
+    #[error("{} is not a usable adapter: {reason}", path.display())]
+    AdapterInvalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An adapter of another model.
+    #[error("this adapter does not fit the model: {what} is {found}, expected {expected}")]
+    AdapterMismatch {
+        /// What differs.
+        what: String,
+        /// The adapter's value.
+        found: String,
+        /// The model's.
+        expected: String,
+    },
     /// A defect of this library: a panic that was caught, a broken invariant.
     #[error("internal error: {message}. Please report it")]
     Internal {
@@ -290,6 +342,12 @@ impl Error {
             Self::OutOfMemory { .. } => "OUT_OF_MEMORY",
             Self::DeviceUnavailable { .. } => "DEVICE_UNAVAILABLE",
             Self::DeviceLost { .. } => "DEVICE_LOST",
+            Self::DataEmpty { .. } => "DATA_EMPTY",
+            Self::DataInvalid { .. } => "DATA_INVALID",
+            Self::RunInvalid { .. } => "RUN_INVALID",
+            Self::RunMismatch { .. } => "RUN_MISMATCH",
+            Self::AdapterInvalid { .. } => "ADAPTER_INVALID",
+            Self::AdapterMismatch { .. } => "ADAPTER_MISMATCH",
             Self::Internal { .. } => "INTERNAL",
         }
     }

@@ -4,6 +4,7 @@
 mod names;
 mod pickle;
 mod pytorch;
+mod raw;
 mod safetensors;
 mod save;
 mod synthetic;
@@ -16,7 +17,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-pub use save::save;
+pub(crate) use raw::{read_tensors, write_tensors};
+pub use save::{Names, save, save_as};
+pub(crate) use tensor::read_exact_at;
 pub use tensor::{Stored, Tensor};
 
 use crate::config::Config;
@@ -118,6 +121,12 @@ impl Checkpoint {
     pub fn random(config: Config, seed: u64) -> Self {
         let tensors = synthetic::tensors(&config, seed);
         Self { config, tensors: tensors.into_iter().map(|t| (t.name.clone(), t)).collect(), tokenizer: None }
+    }
+
+    /// The same with another tokenizer.json, which [`save`] copies.
+    #[must_use]
+    pub fn with_tokenizer(self, path: Option<PathBuf>) -> Self {
+        Self { tokenizer: path, ..self }
     }
 
     /// The model's shape.

@@ -32,20 +32,59 @@ pub fn save(
     threads: usize,
     progress: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<()> {
+    save_as(Names::Official, checkpoint, folder, dtype, threads, progress)
+}
+
+/// Whose names a checkpoint is written under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// `mamba_ssm`'s.
+    Official,
+    /// `transformers`': `MambaForCausalLM`, the checkpoints whose names end in `-hf`.
+    HuggingFace,
+}
+
+impl Names {
+    fn of(self, name: &str) -> String {
+        match (self, name) {
+            (Self::HuggingFace, "backbone.embedding.weight") => "backbone.embeddings.weight".into(),
+            _ => name.into(),
+        }
+    }
+}
+
+/// [`save`] under the official names or those of `transformers`.
+///
+/// # Errors
+/// As [`save`]; `CONFIG_INVALID` for a model that `transformers` does not have (LayerNorm).
+pub fn save_as(
+    names: Names,
+    checkpoint: &Checkpoint,
+    folder: &Path,
+    dtype: DType,
+    threads: usize,
+    progress: &mut dyn FnMut(u64, u64) -> Result<()>,
+) -> Result<()> {
+    let config = match names {
+        Names::Official => checkpoint.config().to_official_json(),
+        Names::HuggingFace => checkpoint.config().to_hugging_face_json()?,
+    };
     std::fs::create_dir_all(folder).map_err(|error| Error::io("create", folder, error))?;
     let mut threads = Threads::new(threads)?;
     let mut quantized = Quantized::default();
     let plans: Vec<_> = checkpoint.tensors().map(|tensor| Plan::new(tensor, dtype, &mut quantized)).collect();
     let mut total = 0;
     let infos = plans.iter().map(|plan| {
-        let (name, begin) = (plan.tensor.name.clone(), total);
+        let (name, begin) = (names.of(&plan.tensor.name), total);
         total += plan.rows * plan.row_bytes;
         let (dtype, shape) = (plan.dtype, plan.shape.clone());
         (name, TensorInfo { dtype, shape, data_offsets: (begin, total) })
     });
     let internal = |error: &dyn std::fmt::Display| Error::Internal { message: error.to_string() };
-    let header =
-        Metadata::new(quantized.to_metadata()?, infos.collect()).map_err(|error| internal(&error))?;
+    let mut metadata = quantized.to_metadata()?.unwrap_or_default();
+    // transformers refuses a file that does not say so.
+    metadata.insert("format".into(), "pt".into());
+    let header = Metadata::new(Some(metadata), infos.collect()).map_err(|error| internal(&error))?;
     let mut header = serde_json::to_vec(&header).map_err(|error| internal(&error))?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
@@ -75,7 +114,7 @@ pub fn save(
         let tokenizer = std::fs::read(from).map_err(|error| Error::io("read", from, error))?;
         write_atomically(&folder.join("tokenizer.json"), |file| file.write_all(&tokenizer))?;
     }
-    let config = format!("{:#}\n", checkpoint.config().to_official_json());
+    let config = format!("{config:#}\n");
     write_atomically(&folder.join("config.json"), |file| file.write_all(config.as_bytes()))
 }
 

@@ -138,13 +138,15 @@ fn release(map: &Mmap, from: usize, len: usize) {
     }
 }
 
+/// Reads all of `bytes` from `from` on, without moving the file's position.
 #[cfg(unix)]
-fn read_exact_at(file: &File, from: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, from: u64, bytes: &mut [u8]) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, from)
 }
 
+/// Reads all of `bytes` from `from` on.
 #[cfg(windows)]
-fn read_exact_at(file: &File, mut from: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, mut from: u64, mut bytes: &mut [u8]) -> std::io::Result<()> {
     while !bytes.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, bytes, from)? {
             0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),

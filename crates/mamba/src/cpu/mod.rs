@@ -167,6 +167,15 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn accumulate(&mut self, x: View<Self::Buffer>, out: ViewMut<Self::Buffer>) -> Result<()> {
+        for i in 0..x.rows {
+            let (from, to) = (x.offset + i * x.stride, out.offset + i * out.stride);
+            let row = &x.buffer[from..from + x.cols];
+            out.buffer[to..to + x.cols].iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
+        }
+        Ok(())
+    }
+
     fn gather(&mut self, x: View<Self::Buffer>, rows: &[u32], out: ViewMut<Self::Buffer>) -> Result<()> {
         for (i, row) in rows.iter().enumerate() {
             let from = x.offset + *row as usize * x.stride;

@@ -180,6 +180,9 @@ impl<B: Backend> Worker<B> {
     /// Whether the device can choose the tokens of a sequence that generates.
     pub(super) fn device_chooses(&self, running: &Running) -> bool {
         let Some(decode) = &self.decode else { return false };
+        if running.sequence.place.adapter.is_some() {
+            return false;
+        }
         let (mut stop, mut window) = (Vec::new(), Vec::new());
         entry(&running.sequence, running.slot, &mut stop, &mut window, &self.info.eos_token_ids)
             .is_some_and(|entry| entry.options.logprobs == 0 && decode.decoder.takes(&entry))

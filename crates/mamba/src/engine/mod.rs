@@ -45,6 +45,7 @@ use crate::error::{Error, Result};
 use crate::generate::SessionSnapshot;
 use crate::model::{Model, StateSpec};
 use crate::text::Tokenizer;
+use crate::train::adapter::Adapter;
 
 /// Threads of a model that only turn text into tokens.
 const MAX_TEXT_THREADS: usize = 4;
@@ -93,6 +94,8 @@ pub struct LoadOptions {
     /// Bytes of states (and paths to them) that are kept after the beginnings that prompts share; 0: none. At least
     /// one state must fit. On a GPU up to `max_batch` of the states lie in its memory, the others in the host's.
     pub prefix_cache: u64,
+    /// Adapters that requests may choose, by name: their folders.
+    pub adapters: Vec<(String, PathBuf)>,
 }
 
 impl Default for LoadOptions {
@@ -110,6 +113,7 @@ impl Default for LoadOptions {
             prefill_chunk: None,
             max_stall: Duration::from_millis(100),
             prefix_cache: 0,
+            adapters: Vec::new(),
         }
     }
 }
@@ -193,6 +197,8 @@ struct Shared {
     pending: Arc<AtomicUsize>,
     queue_limit: usize,
     caches_prefixes: bool,
+    /// Their names, in the order of the engine's.
+    adapters: Vec<String>,
     /// Requests so far, and those refused for the queue's limit.
     requests: AtomicU64,
     refused: AtomicU64,
@@ -339,10 +345,25 @@ impl Mamba {
             state_bytes: 4 * spec.elements() as u64,
             spec,
         });
+        let (names, adapters): (Vec<String>, Vec<Adapter>) = options
+            .adapters
+            .iter()
+            .map(|(name, path)| Ok((name.clone(), Adapter::open(path, &info.config)?)))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .unzip();
         let life = Arc::new(Life::default());
         let (engine, messages) = crossbeam_channel::unbounded();
-        let worker =
-            Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
+        let worker = Worker::new(
+            backend,
+            model,
+            info.clone(),
+            tokenizer.clone(),
+            messages,
+            life.clone(),
+            options,
+            &adapters,
+        )?;
         let meter = worker.meter.clone();
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
@@ -364,6 +385,7 @@ impl Mamba {
             pending,
             queue_limit,
             caches_prefixes,
+            adapters: names,
             requests,
             refused,
             meter,
@@ -376,6 +398,23 @@ impl Mamba {
     #[must_use]
     pub fn info(&self) -> &ModelInfo {
         &self.shared.info
+    }
+
+    /// The names of its adapters.
+    #[must_use]
+    pub fn adapters(&self) -> &[String] {
+        &self.shared.adapters
+    }
+
+    fn adapter(&self, name: &str) -> Result<usize> {
+        let names = &self.shared.adapters;
+        names.iter().position(|other| other == name).ok_or_else(|| {
+            let expected = match &names[..] {
+                [] => "none: the model was loaded without `adapters`".into(),
+                names => format!("one of `{}`", names.join("`, `")),
+            };
+            Error::option("adapter", format!("`{name}`"), &expected)
+        })
     }
 
     /// Its tokenizer.
@@ -409,7 +448,7 @@ impl Mamba {
     /// As [`Mamba::submit`].
     pub fn submit_as(
         &self,
-        Standing { user, priority }: Standing,
+        Standing { user, priority, adapter }: Standing,
         task: Task,
         cancel: Cancel,
         on_event: impl FnMut(Event) + Send + 'static,
@@ -428,9 +467,14 @@ impl Mamba {
                 "the bytes of a state at least, given when the model is loaded",
             ));
         }
+        let adapter = adapter.map(|name| self.adapter(&name)).transpose()?;
+        if let (Task::CachePrefix { .. }, Some(_)) = (&task, adapter) {
+            return Err(Error::option("adapter", "given", "none: prefixes are cached for the model alone"));
+        }
         let number = shared.requests.fetch_add(1, Ordering::Relaxed);
         let owner = user.map_or(Owner::Request(number), |user| Owner::User(user.into()));
-        let job = Job::new(task, Place { owner, priority }, &shared.info, shared.tokenizer.is_some())?;
+        let job =
+            Job::new(task, Place { owner, priority, adapter }, &shared.info, shared.tokenizer.is_some())?;
         let permit = Permit(shared.pending.clone());
         if shared.pending.fetch_add(1, Ordering::AcqRel) >= shared.queue_limit {
             shared.refused.fetch_add(1, Ordering::Relaxed);

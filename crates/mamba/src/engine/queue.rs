@@ -17,6 +17,8 @@ pub(crate) enum Owner {
 pub(crate) struct Place {
     pub owner: Owner,
     pub priority: Priority,
+    /// Which of the model's adapters it runs with.
+    pub adapter: Option<usize>,
 }
 
 /// Those who wait. Of the places that become free, a priority gets its weight's share, as long as someone waits in it
@@ -112,7 +114,7 @@ mod tests {
     use super::*;
 
     fn place(owner: u64, priority: Priority) -> Place {
-        Place { owner: Owner::Request(owner), priority }
+        Place { owner: Owner::Request(owner), priority, adapter: None }
     }
 
     fn next<T>(queue: &mut Queue<T>) -> Option<T> {
@@ -129,7 +131,7 @@ mod tests {
         for i in 0..4 {
             queue.push(&place(1, Priority::Normal), ('a', i));
         }
-        let user = Place { owner: Owner::User("b".into()), priority: Priority::Normal };
+        let user = Place { owner: Owner::User("b".into()), priority: Priority::Normal, adapter: None };
         (0..2).for_each(|i| queue.push(&user, ('b', i)));
         queue.push(&place(3, Priority::Normal), ('c', 0));
         let expected = [('a', 0), ('b', 0), ('c', 0), ('a', 1), ('b', 1), ('a', 2), ('a', 3)];

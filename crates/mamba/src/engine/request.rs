@@ -101,6 +101,8 @@ pub struct Standing {
     pub user: Option<String>,
     /// How urgent it is.
     pub priority: Priority,
+    /// The name of the adapter that it runs with, of those that the model was loaded with. `None`: none.
+    pub adapter: Option<String>,
 }
 
 /// How text is generated.

@@ -84,7 +84,11 @@ impl<B: Backend> Worker<B> {
                 Ok(()) if sequence.left() == 0 => self.finish_without_tokens(sequence),
                 Ok(()) => {
                     self.free.pop();
-                    self.running.push(Running { sequence, slot, share: 0 });
+                    // Those with the same adapter next to each other, so that its products are few.
+                    let at = self
+                        .running
+                        .partition_point(|other| other.sequence.place.adapter <= sequence.place.adapter);
+                    self.running.insert(at, Running { sequence, slot, share: 0 });
                 }
                 // What runs gives memory back when it ends.
                 Err(Error::OutOfMemory { .. }) if !self.running.is_empty() => {
@@ -116,8 +120,17 @@ impl<B: Backend> Worker<B> {
             self.slots.write(&mut self.backend, slot, state)?;
         }
         self.use_prefix(sequence, slot)?;
+        let mut begun = sequence.initial.is_some() || sequence.done > 0;
+        if let (false, Some(adapter), Some(adapters)) =
+            (begun, sequence.place.adapter, &self.workspace.adapters)
+            && let Some(state) = adapters.initial_state(adapter)
+        {
+            self.slots.write(&mut self.backend, slot, state)?;
+            begun = true;
+        }
         // From now on the slot has the state, and a session's old one need not live on for it.
-        sequence.begun = sequence.initial.take().is_some() || sequence.done > 0;
+        sequence.initial = None;
+        sequence.begun = begun;
         if let Work::Generate(generation) = &mut sequence.work {
             generation.admitted.get_or_insert_with(Instant::now);
         }

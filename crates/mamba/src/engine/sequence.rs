@@ -187,7 +187,8 @@ impl Sequence {
     /// How many of its first tokens may come from the prefix cache: it begins with a zero state, and needs nothing of
     /// them but the state after them.
     pub fn cacheable(&self) -> usize {
-        let fresh = self.initial.is_none() && !self.begun && self.done == 0;
+        // The cache's states are those of the model alone.
+        let fresh = self.initial.is_none() && !self.begun && self.done == 0 && self.place.adapter.is_none();
         match self.work {
             Work::CachePrefix { .. } if fresh => self.ids.len(),
             Work::Generate(_) | Work::Append { .. } | Work::Forward { all: false, .. } if fresh => {

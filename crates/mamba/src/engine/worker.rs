@@ -18,9 +18,11 @@ use super::stats::{Meter, Stats};
 use super::texts::{Landing, Pooled};
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::model::{Model, Slots, Workspace};
+use crate::model::{Adapters, Model, Slots, Workspace};
 use crate::text::Tokenizer;
+use crate::train::adapter::Adapter;
 
 /// Rows of logits that are computed at a time where many are asked for.
 pub(super) const LOGIT_ROWS: usize = 64;
@@ -88,6 +90,7 @@ impl<B: Backend> Worker<B> {
         messages: Receiver<Message>,
         life: Arc<Life>,
         options: &LoadOptions,
+        adapters: &[Adapter],
     ) -> Result<Self> {
         let count = options.max_batch;
         // Every slot can decode in one step.
@@ -98,7 +101,12 @@ impl<B: Backend> Worker<B> {
             Some(decode) => (tokens.max(rows), LOGIT_ROWS.max(decode.logit_rows()), decode.spare_slots()),
             None => (tokens, LOGIT_ROWS, 0),
         };
-        let workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
+        let mut workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
+        if !adapters.is_empty() {
+            // As they were trained, where the processor computes; in the type of activations on a GPU.
+            let dtype = if backend.name() == "cpu" { DType::F32 } else { info.dtype };
+            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, adapters, dtype, tokens)?);
+        }
         let kept = options.kept_on_device(&info, backend.memory().is_some())?;
         let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;
         let kept = (count + spare..slots.count()).collect();
@@ -233,8 +241,16 @@ impl<B: Backend> Worker<B> {
             sequence.begun = true;
             prompt_tokens += if sequence.decodes() { 0 } else { *share };
         }
-        let plan =
-            self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
+        if let Some(adapters) = &mut self.workspace.adapters {
+            let running = self.running.iter();
+            adapters.assign(running.map(|running| (running.share, running.sequence.place.adapter)));
+        }
+        let plan = self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace);
+        // What is decoded on the device has none.
+        if let Some(adapters) = &mut self.workspace.adapters {
+            adapters.assign(std::iter::empty());
+        }
+        let plan = plan?;
         self.pool(&plan)?;
         self.keep_prefixes()?;
         Ok((prompt_tokens, self.hand_out()?))

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::ops::causal_conv1d::CausalConv1d;
 use crate::ops::selective_scan::SelectiveScan;
+use crate::train::Projection;
 
 /// The mixer of one layer.
 pub enum Mixer<B: Backend> {
@@ -62,6 +63,7 @@ pub struct Mamba1<B: Backend> {
     d: B::Buffer,
     /// [d_model, d_inner].
     out_proj: Linear<B>,
+    layer: usize,
     d_inner: usize,
     d_state: usize,
     d_conv: usize,
@@ -94,6 +96,7 @@ impl<B: Backend> Mamba1<B> {
                 transpose(&a.into_iter().map(|a| -a.exp()).collect::<Vec<_>>(), d_state)
             })?,
             d: loader.vector(&name("D"), |x| x)?,
+            layer,
             d_inner,
             d_state,
             d_conv,
@@ -163,10 +166,16 @@ impl<B: Backend> Mamba1<B> {
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
         let Self { d_inner, d_state, d_conv, dt_rank, .. } = *self;
-        let Workspace { hidden, xz, u, dt_b_c, delta, y, mixed, d_model, .. } = workspace;
+        let Workspace { hidden, xz, u, dt_b_c, delta, y, mixed, adapters, d_model, .. } = workspace;
+        let mut adapt =
+            |backend: &mut B, projection, x: View<B::Buffer>, out: ViewMut<B::Buffer>| match adapters {
+                Some(adapters) => adapters.add(backend, self.layer, projection, x, out),
+                None => Ok(()),
+            };
 
         let hidden = View::dense(&*hidden, tokens, *d_model);
         self.in_proj.forward(backend, hidden, ViewMut::dense(xz, tokens, 2 * d_inner))?;
+        adapt(backend, Projection::In, hidden, ViewMut::dense(xz, tokens, 2 * d_inner))?;
         let xz = View::dense(&*xz, tokens, 2 * d_inner);
 
         let conv = CausalConv1d {
@@ -183,9 +192,11 @@ impl<B: Backend> Mamba1<B> {
 
         let width = dt_rank + 2 * d_state;
         self.x_proj.forward(backend, u, ViewMut::dense(dt_b_c, tokens, width))?;
+        adapt(backend, Projection::X, u, ViewMut::dense(dt_b_c, tokens, width))?;
         let dt_b_c = View::dense(&*dt_b_c, tokens, width);
         let dt = dt_b_c.columns(0, dt_rank);
         self.dt_proj.forward(backend, dt, ViewMut::dense(delta, tokens, d_inner))?;
+        adapt(backend, Projection::Dt, dt, ViewMut::dense(delta, tokens, d_inner))?;
 
         let scan = SelectiveScan {
             u,
@@ -203,7 +214,8 @@ impl<B: Backend> Mamba1<B> {
         *state_offset += d_state * d_inner;
 
         let y = View::dense(&*y, tokens, d_inner);
-        self.out_proj.forward(backend, y, ViewMut::dense(mixed, tokens, *d_model))
+        self.out_proj.forward(backend, y, ViewMut::dense(mixed, tokens, *d_model))?;
+        adapt(backend, Projection::Out, y, ViewMut::dense(mixed, tokens, *d_model))
     }
 }
 

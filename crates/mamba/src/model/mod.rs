@@ -1,11 +1,13 @@
 //! Blocks, stacks and states: what is composed of the ops. Written once, over [`Backend`].
 
+mod adapter;
 mod block;
 mod linear;
 mod mixer;
 pub mod state;
 mod workspace;
 
+pub use adapter::Adapters;
 pub use block::{Block, Norm};
 pub use linear::Linear;
 pub use mixer::{Mamba1, Mixer};

@@ -1,5 +1,6 @@
 //! Room for the activations of one step, allocated once.
 
+use super::Adapters;
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::error::Result;
@@ -26,6 +27,8 @@ pub struct Workspace<B: Backend> {
     pub(super) selected: B::Buffer,
     /// [rows, vocab], f32 on every backend.
     pub logits: B::Buffer,
+    /// Adapters, where the model was loaded with any.
+    pub adapters: Option<Adapters<B>>,
     pub(super) d_model: usize,
     max_tokens: usize,
     max_rows: usize,
@@ -51,6 +54,7 @@ impl<B: Backend> Workspace<B> {
             mixed: tokens(d_model)?,
             selected: backend.activations(max_rows * d_model)?,
             logits: backend.alloc(max_rows * config.padded_vocab_size, "logits")?,
+            adapters: None,
             d_model,
             max_tokens,
             max_rows,

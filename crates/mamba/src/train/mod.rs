@@ -5,10 +5,15 @@
 //! own loss on what it gives, hand its gradient to [`Trainer::backward_hidden`], and call [`Trainer::update`].
 
 mod activations;
+pub mod adapter;
 pub mod backend;
+mod carry;
+pub mod data;
 mod init;
 mod layout;
+pub mod objective;
 mod parameters;
+pub mod run;
 mod schedule;
 mod states;
 mod step;

@@ -1,0 +1,425 @@
+// Training from TypeScript: what a run reports and leaves, how it is stopped, killed and resumed, and what is refused.
+import { spawn } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import test from 'ava'
+import {
+  Mamba,
+  mergeAdapter,
+  train,
+  trainSchema,
+  type TrainEvent,
+  type TrainOptions,
+  type TrainProgress,
+} from 'node-mamba'
+import { temporaryFolder } from './helpers/folder.js'
+import { failure, modelFolder } from './helpers/model.js'
+
+const soak = Boolean(process.env.NODE_MAMBA_SOAK)
+const root = fileURLToPath(new URL('..', import.meta.url))
+const text = fileURLToPath(new URL('./fixtures/room-with-a-view.txt', import.meta.url))
+
+/** A small new model on real text; a step takes some milliseconds. */
+function small(out: string, changes: Partial<TrainOptions> = {}): TrainOptions {
+  return {
+    out,
+    config: { d_model: 32, n_layer: 2 },
+    tokenizer: 'characters',
+    data: text,
+    batch: { size: 4, length: 64, order: 'windows' },
+    optimizer: { lr: 1e-2 },
+    steps: 20,
+    checkpoint: { every: 5 },
+    threads: 1,
+    device: 'cpu',
+    ...changes,
+  }
+}
+
+async function steps(run: AsyncIterable<TrainProgress>): Promise<TrainProgress[]> {
+  const all = []
+  for await (const progress of run) all.push(progress)
+  return all
+}
+
+const model = (out: string) => readFileSync(join(out, 'model/model.safetensors'))
+
+test('a run reports every step and leaves a model that generates', async (t) => {
+  const out = join(temporaryFolder(t), 'run')
+  const events: TrainEvent[] = []
+  const run = train(
+    small(out, {
+      validation: { fraction: 0.1, every: 10 },
+      steps: 40,
+      onEvent: (event) => events.push(event),
+    }),
+  )
+  const all = await steps(run)
+  t.deepEqual(
+    all.map(({ step }) => step),
+    Array.from({ length: 40 }, (_, i) => i + 1),
+  )
+  for (const progress of all) {
+    t.is(progress.steps, 40)
+    t.true(progress.loss! > 0 && progress.gradNorm! > 0 && progress.tokensPerSecond > 0)
+    t.true(progress.etaSeconds >= 0 && progress.memoryBytes! > 1e6 && !progress.skipped)
+    t.is(progress.validationLoss !== undefined, progress.step % 10 === 0)
+  }
+  // A character of English is predicted far better than by chance (ln of some 70 characters is 4.2).
+  t.true(all[0]!.loss! > 3.5, `${all[0]!.loss}`)
+  t.true(all.at(-1)!.validationLoss! < 2.9, `${all.at(-1)!.validationLoss}`)
+  t.deepEqual(
+    events.map((event) => event.type),
+    ['started', ...Array.from({ length: 8 }, () => 'saved')],
+  )
+  const result = await run.result
+  t.deepEqual(result.last, all.at(-1))
+  t.true(readFileSync(result.curve, 'utf8').startsWith('<svg'))
+  t.true(existsSync(join(result.huggingFace!, 'config.json')))
+  const trained = await Mamba.load(result.model)
+  try {
+    t.is(trained.config.d_model, 32)
+    t.is((await trained.complete('Lucy', { maxTokens: 8, ignoreEos: true })).tokens.length, 8)
+    // What validation said, by another way: the loss of a text that begins as documents do.
+    t.is(trained.tokenizer.encode('Lucy').length, 4)
+  } finally {
+    await trained.dispose()
+  }
+})
+
+test('an aborted run resumes to the same bits, and so does one whose loop was left', async (t) => {
+  const folder = temporaryFolder(t)
+  const whole = join(folder, 'whole')
+  await train(small(whole)).result
+  const parts = join(folder, 'parts')
+  const options = small(parts, { resume: true })
+
+  const stop = new AbortController()
+  const aborted = train({ ...options, signal: stop.signal })
+  const error = await t.throwsAsync(async () => {
+    for await (const { step } of aborted) if (step === 3) stop.abort('enough')
+  }, failure('ABORTED'))
+  t.is(error!.cause, 'enough')
+  await t.throwsAsync(aborted.result, failure('ABORTED'))
+
+  let last = 0
+  for await (const { step } of train(options)) {
+    last = step
+    if (step >= 8) break
+  }
+  t.true(last >= 8)
+  const all = await steps(train(options))
+  t.is(all.at(-1)!.step, 20)
+  t.true(all[0]!.step > 8)
+  t.deepEqual(model(parts), model(whole))
+  // Every step is written down once.
+  const lines = readFileSync(join(parts, 'progress.jsonl'), 'utf8').trim().split('\n')
+  t.deepEqual(
+    lines.map((line) => (JSON.parse(line) as TrainProgress).step),
+    Array.from({ length: 20 }, (_, i) => i + 1),
+  )
+})
+
+test('killed at any moment, a run resumes, loses no more steps than a checkpoint is apart, and ends with the same bits', async (t) => {
+  const folder = temporaryFolder(t)
+  const every = 4
+  const kills = soak ? 50 : 5
+  const options = (out: string) =>
+    small(out, {
+      config: { d_model: 64, n_layer: 3 },
+      batch: { size: 4, length: 128, order: 'documents' },
+      steps: 40 * (kills / 5),
+      checkpoint: { every },
+      resume: true,
+    })
+  await train(options(join(folder, 'whole'))).result
+
+  const out = join(folder, 'killed')
+  /** Runs it in a process of its own, which is killed some time after a step of its own. */
+  const run = (killAfter: number | undefined) =>
+    new Promise<{ first: number; last: number; killed: boolean }>((resolve, reject) => {
+      const script = `import { train } from './dist/index.js'
+        const run = train({ ...${JSON.stringify(options(out))}, onEvent: (event) => event.type === 'started' && console.log(event.step) })
+        for await (const { step } of run) console.log(step)
+        await run.result`
+      const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+        cwd: root,
+        env: { ...process.env, NODE_OPTIONS: '' },
+        stdio: ['ignore', 'pipe', 'inherit'],
+      })
+      const seen: number[] = []
+      child.stdout.setEncoding('utf8').on('data', (lines: string) => {
+        seen.push(...lines.trim().split('\n').map(Number))
+        if (killAfter !== undefined && seen.length > killAfter) {
+          setTimeout(() => child.kill('SIGKILL'), Math.random() * 30)
+        }
+      })
+      child.on('error', reject)
+      child.on('close', (code, signal) => {
+        if (code !== 0 && signal !== 'SIGKILL') return reject(new Error(`exit code ${code}`))
+        resolve({ first: seen[0] ?? 0, last: seen.at(-1) ?? 0, killed: signal === 'SIGKILL' })
+      })
+    })
+  let [reached, lost, killed] = [0, 0, 0]
+  for (let i = 0; i < kills; i++) {
+    const { first, last, killed: wasKilled } = await run(1 + Math.floor(Math.random() * 8))
+    t.true(first >= reached - every, `it had come to step ${reached} and began again at ${first}`)
+    lost = Math.max(lost, reached - first)
+    reached = Math.max(last, first)
+    killed += Number(wasKilled)
+  }
+  t.log(`${killed} times killed, at most ${lost} steps lost`)
+  t.true(killed >= kills - 1)
+  await run(undefined)
+  t.deepEqual(model(out), model(join(folder, 'whole')))
+})
+
+test('texts and ids as they come are kept with the run, and not read again when it is resumed', async (t) => {
+  const out = join(temporaryFolder(t), 'run')
+  let asked = 0
+  async function* texts() {
+    asked++
+    for (let i = 0; i < 50; i++)
+      yield i % 5 === 0 ? [2, 3, 4, 5] : `Miss Bartlett said ${i} things about the view.`
+  }
+  const options = (): TrainOptions =>
+    small(out, { data: texts(), resume: true, batch: { size: 2, length: 32 } })
+  for await (const { step } of train(options())) if (step === 2) break
+  t.is(asked, 1)
+  t.is((await train(options()).result).last.step, 20)
+  t.is(asked, 1)
+  t.is(readFileSync(join(out, 'data.jsonl'), 'utf8').split('\n').length, 51)
+
+  async function* wrong() {
+    yield 'a text'
+    yield 7 as unknown as string
+  }
+  const error = await t.throwsAsync(
+    train(small(join(temporaryFolder(t), 'x'), { data: wrong() })).result,
+    failure('INVALID_ARGUMENT'),
+  )
+  t.regex(error!.message, /example 1/)
+})
+
+test('an adapter is trained, chosen by request, and merged', async (t) => {
+  const folder = temporaryFolder(t)
+  const { adapter, model: none } = await train({
+    out: join(folder, 'run'),
+    model: modelFolder,
+    data: text,
+    adapter: { kind: 'lora', rank: 4, targets: ['in_proj', 'out_proj'] },
+    batch: { size: 1, length: 128 },
+    optimizer: { lr: 1e-2, weightDecay: 0 },
+    schedule: { decay: 'constant' },
+    steps: 10,
+    device: 'cpu',
+  }).result
+  t.is(none, undefined)
+  t.deepEqual(readdirSync(adapter!).toSorted(), ['adapter_config.json', 'adapter_model.safetensors'])
+  const config = JSON.parse(readFileSync(join(adapter!, 'adapter_config.json'), 'utf8')) as Record<
+    string,
+    unknown
+  >
+  t.like(config, { peft_type: 'LORA', r: 4, lora_alpha: 16, target_modules: ['in_proj', 'out_proj'] })
+
+  const merged = join(folder, 'merged')
+  await mergeAdapter('default', adapter!, merged)
+  const both = await Mamba.load('default', { dtype: 'f32', device: 'cpu', adapters: { forster: adapter! } })
+  const one = await Mamba.load(merged, { dtype: 'f32', device: 'cpu' })
+  try {
+    t.deepEqual(both.adapters, ['forster'])
+    const sentence = 'It was the first morning of their stay in Florence.'
+    const scores = [
+      await both.score(sentence),
+      await both.score(sentence, { adapter: 'forster' }),
+      await one.score(sentence),
+    ].map(({ meanNll }) => meanNll)
+    t.true(Math.abs(scores[1]! - scores[2]!) < 1e-5 * scores[2]!, `${scores}`)
+    t.true(Math.abs(scores[0]! - scores[1]!) > 1e-2, `${scores}`)
+    const options = { maxTokens: 16, ignoreEos: true }
+    const [plain, adapted, expected] = await Promise.all([
+      both.complete('The room', options),
+      both.complete('The room', { ...options, adapter: 'forster' }),
+      one.complete('The room', options),
+    ])
+    t.deepEqual(adapted!.tokens, expected!.tokens)
+    t.notDeepEqual(plain!.tokens, expected!.tokens)
+    const vectors = await both.embed(['a view'], { adapter: 'forster' })
+    t.notDeepEqual(vectors, await both.embed(['a view']))
+    const error = await t.throwsAsync(both.complete('x', { adapter: 'bartlett' }), failure('OPTION_INVALID'))
+    t.regex(error!.message, /`bartlett`, expected one of `forster`/)
+  } finally {
+    await Promise.all([both.dispose(), one.dispose()])
+  }
+})
+
+test('an embedder and a classifier are trained from examples', async (t) => {
+  const folder = temporaryFolder(t)
+  const lines = (name: string, values: object[]) => {
+    const file = join(folder, name)
+    writeFileSync(file, values.map((value) => JSON.stringify(value)).join('\n'))
+    return file
+  }
+  const places = ['Florence', 'London', 'Rome', 'Surrey', 'Paris', 'Athens', 'Venice', 'Bath']
+  const pairs = places.map((place) => ({
+    anchor: `a letter from ${place}`,
+    positive: `the streets of ${place} in spring`,
+    negatives: ['a bowl of soup'],
+  }))
+  const common = {
+    model: modelFolder,
+    batch: { size: 8, length: 32, tokens: 64 },
+    steps: 12,
+    optimizer: { lr: 1e-3 },
+    device: 'cpu' as const,
+  }
+  const contrastive = await steps(
+    train({
+      ...common,
+      out: join(folder, 'pairs'),
+      data: lines('pairs.jsonl', pairs),
+      objective: 'contrastive',
+    }),
+  )
+  t.true(contrastive.at(-1)!.loss! < 0.5 * contrastive[0]!.loss!, `${contrastive.map(({ loss }) => loss)}`)
+
+  const labelled = places.flatMap((place) => [
+    { text: `I would so like to see ${place}!`, label: 'wish' },
+    { text: `${place} was dull, and we left it.`, label: 'complaint' },
+  ])
+  const run = train({
+    ...common,
+    out: join(folder, 'labels'),
+    data: lines('labels.jsonl', labelled),
+    objective: { kind: 'classify', pooling: 'last' },
+    validation: { fraction: 0.3 },
+    steps: 20,
+  })
+  t.is((await steps(run)).at(-1)!.validationAccuracy, 1)
+  const { classifier } = await run.result
+  const about = JSON.parse(readFileSync(join(classifier!, 'classifier.json'), 'utf8')) as object
+  t.like(about, { labels: ['complaint', 'wish'], pooling: 'last' })
+
+  const vectors = places.map((place, i) => ({
+    text: place,
+    vector: Array.from({ length: 8 }, (_, j) => Math.cos(i * j + 1)),
+  }))
+  const distilled = await steps(
+    train({
+      ...common,
+      out: join(folder, 'vectors'),
+      data: lines('vectors.jsonl', vectors),
+      objective: { kind: 'distill', loss: 'cosine' },
+      steps: 30,
+    }),
+  )
+  t.true(distilled.at(-1)!.loss! < 0.3 * distilled[0]!.loss!, `${distilled.map(({ loss }) => loss)}`)
+})
+
+test('what is wrong is named, by its path', async (t) => {
+  const folder = temporaryFolder(t)
+  const bad = async (changes: object, code: Parameters<typeof failure>[0], message: RegExp) => {
+    const out = join(folder, `run${Math.random()}`)
+    await t.throwsAsync(train({ ...small(out), ...changes } as TrainOptions).result, failure(code, message))
+    t.false(existsSync(join(out, 'run.json')))
+  }
+  const empty = join(folder, 'empty.txt')
+  writeFileSync(empty, '')
+  await bad({ optimizer: { learningRat: 1 } }, 'OPTION_INVALID', /no option `optimizer\.learningRat`/)
+  await bad({ optimiser: {} }, 'OPTION_INVALID', /`optimiser`; did you mean `optimizer`\?/)
+  await bad({ batch: { sizes: 3 } }, 'OPTION_INVALID', /`batch\.sizes`; did you mean `batch\.size`\?/)
+  await bad({ optimizer: { lr: '1e-3' } }, 'OPTION_INVALID', /`optimizer\.lr` is '1e-3', expected a number/)
+  await bad({ steps: 0 }, 'OPTION_INVALID', /`steps` is 0, expected an integer from 1/)
+  await bad({ steps: undefined }, 'OPTION_INVALID', /`steps` is undefined/)
+  await bad(
+    { objective: 'casual-lm' },
+    'OPTION_INVALID',
+    /`objective` is 'casual-lm', expected 'causal-lm' or/,
+  )
+  await bad({ objective: { kind: 'classify', loss: 'mse' } }, 'OPTION_INVALID', /`objective\.loss`/)
+  await bad({ adapter: { kind: 'state', rank: 3 } }, 'OPTION_INVALID', /`adapter\.rank`/)
+  await bad(
+    { adapter: { kind: 'lora', targets: ['in_proj', 'q_proj'] } },
+    'OPTION_INVALID',
+    /`adapter\.targets\[1\]`/,
+  )
+  await bad({ model: 'default' }, 'OPTION_INVALID', /`config`/)
+  await bad({ signal: 7 }, 'OPTION_INVALID', /`signal`/)
+  await bad({ onEvent: 7 }, 'OPTION_INVALID', /`onEvent`/)
+  await bad({ data: { files: [text], formt: 'text' } }, 'OPTION_INVALID', /did you mean `data\.format`/)
+  await bad({ data: empty }, 'DATA_EMPTY', /empty\.txt|the texts/)
+  await bad({ data: join(folder, 'none.txt') }, 'FILE_NOT_FOUND', /none\.txt/)
+  await bad({ precision: 'bf16' }, 'OPTION_INVALID', /`precision`/)
+  await bad({ config: { d_model: 32, n_layer: 2, ssm_cfg: { d_state: 0 } } }, 'CONFIG_INVALID', /d_state/)
+  await t.throwsAsync(train(undefined as unknown as TrainOptions).result, failure('INVALID_ARGUMENT'))
+  await t.throwsAsync(Mamba.load('default', { adapters: [] as never }), failure('OPTION_INVALID'))
+  await t.throwsAsync(Mamba.load('default', { adapters: { x: folder } }), failure('FILE_NOT_FOUND'))
+
+  // A run in the way, and one that is resumed with other settings.
+  const out = join(folder, 'there')
+  await train(small(out)).result
+  await t.throwsAsync(train(small(out)).result, failure('RUN_INVALID', /resume/))
+  const other = train(small(out, { resume: true, optimizer: { lr: 2e-2 } })).result
+  await t.throwsAsync(other, failure('RUN_MISMATCH', /`optimizer\.lr` is 0\.02, expected 0\.01/))
+})
+
+test('the schema says of every field what it is', (t) => {
+  const walk = (schema: Record<string, any>, path: string) => {
+    for (const [name, field] of Object.entries<Record<string, any>>(schema.properties ?? {})) {
+      const kinds = [field, ...(field.anyOf ?? [])]
+      t.true(
+        kinds.some((kind) => kind.description || kind.properties || kind.prefixItems),
+        `${path}${name} is not described`,
+      )
+      kinds.forEach((kind) => walk(kind, `${path}${name}.`))
+    }
+  }
+  walk(trainSchema, '')
+  t.deepEqual((trainSchema as { required: string[] }).required, ['out', 'data', 'steps'])
+})
+
+test('node-mamba train: a file, its errors, its result, and resuming', async (t) => {
+  const folder = temporaryFolder(t)
+  const run = (...args: string[]) =>
+    new Promise<{ code: number | null; stdout: string; stderr: string }>((resolve, reject) => {
+      const child = spawn(process.execPath, ['--import=tsx', 'lib/cli/main.ts', 'train', ...args], {
+        cwd: root,
+        env: { ...process.env, NODE_OPTIONS: '' },
+      })
+      const output = { stdout: '', stderr: '' }
+      child.stdout.setEncoding('utf8').on('data', (part: string) => (output.stdout += part))
+      child.stderr.setEncoding('utf8').on('data', (part: string) => (output.stderr += part))
+      child.on('error', reject)
+      child.on('close', (code) => resolve({ code, ...output }))
+    })
+  const file = join(folder, 'config.json')
+  const write = (changes: object) => {
+    // Paths are relative to the file.
+    writeFileSync(join(folder, 'text.txt'), readFileSync(text))
+    writeFileSync(file, JSON.stringify({ ...small('run'), data: 'text.txt', ...changes }))
+  }
+  mkdirSync(folder, { recursive: true })
+  write({ shedule: {} })
+  const misspelt = await run(file)
+  t.is(misspelt.code, 2)
+  t.regex(misspelt.stderr, /`shedule`; did you mean `schedule`\?/)
+  write({})
+  const first = await run(file, '--json')
+  t.is(first.code, 0, first.stderr)
+  const lines = first.stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Record<string, unknown>)
+  t.is(lines.length, 21)
+  t.is(lines[20]!.model, join(folder, 'run/model'))
+  const again = await run(file)
+  t.is(again.code, 1)
+  t.regex(again.stderr, /^RUN_INVALID/)
+  const resumed = await run(file, '--resume')
+  t.is(resumed.code, 0, resumed.stderr)
+  t.regex(resumed.stdout, /^steps +20\nloss +\d\.\d{4}\nmodel/)
+  const schema = await run('--schema')
+  t.deepEqual(JSON.parse(schema.stdout), JSON.parse(JSON.stringify(trainSchema)))
+  t.is((await run(join(folder, 'none.json'))).code, 1)
+})
