@@ -108,7 +108,7 @@ async function generations(
 /** What no tokens at all come to; the prompt's log-probabilities are all that was asked for. */
 async function nothing(model: ServedModel['model'], prompt: TextOrIds): Promise<Completion> {
   const promptTokens = (typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt).length
-  const usage = { promptTokens, completionTokens: 0, prefillSeconds: 0, decodeSeconds: 0 }
+  const usage = { promptTokens, cachedTokens: 0, completionTokens: 0, prefillSeconds: 0, decodeSeconds: 0 }
   return { text: '', tokens: new Uint32Array(), logprobs: new Float32Array(), finishReason: 'length', usage }
 }
 
