@@ -93,7 +93,7 @@ export async function countTokens(model: Mamba, text: string, limit = Infinity):
 export type ChoiceEvent = { index: number; token: GeneratedToken } | { index: number; completion: Completion }
 
 /** Least milliseconds between two parts of a stream: a write costs more than a token of a small model does. */
-const PACE = 20
+const PACE = 40
 
 /**
  * Several generations as one stream of what happens. Nothing waits for the reader: what has not been read is kept,
