@@ -131,7 +131,7 @@ impl<B: Backend> Model<B> {
         rows: usize,
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
-        choose: &mut dyn FnMut(&mut B, ViewMut<B::Buffer>, usize) -> Result<()>,
+        mut choose: impl FnMut(&mut B, ViewMut<B::Buffer>, usize) -> Result<()>,
     ) -> Result<()> {
         let mixed = self.run(backend, plan, rows, slots, workspace)?;
         let (d_model, vocab) = (self.config.d_model, self.padded_vocab_size());
