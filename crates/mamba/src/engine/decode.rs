@@ -81,7 +81,7 @@ impl<B: Backend> Decode<B> {
         let decoder = &mut *self.decoder;
         let plan = decoder.plan(backend, rows)?;
         let mut run = |backend: &mut B, decoder: &mut dyn Decoder<B>| {
-            model.decode(backend, &plan, rows, slots, workspace, |backend, logits, first| {
+            model.decode(backend, &plan, rows, slots, workspace, &mut |backend, logits, first| {
                 decoder.choose(backend, logits, first)
             })
         };
