@@ -4,12 +4,13 @@ mambapy's, and with the scan below. Prints JSON lines. Asked by a line on stdin:
 python peer.py D_MODEL LAYERS VOCABULARY SEQUENCES LENGTH THREADS
 """
 
+import importlib.metadata
 import json
 import statistics
 import sys
 import time
 
-import mambapy
+
 import torch
 import torch.nn.functional as F
 import transformers
@@ -131,7 +132,7 @@ def check():
     return found
 
 
-versions = {'torch': torch.__version__, 'transformers': transformers.__version__, 'mambapy': '1.2.0'}
+versions = {'torch': torch.__version__, 'transformers': transformers.__version__, 'mambapy': importlib.metadata.version('mambapy')}
 print(json.dumps({'versions': versions, 'parameters': contestants['transformers'].model.num_parameters()}), flush=True)
 for line in sys.stdin:
     name, *steps = line.split()
