@@ -33,6 +33,11 @@ fn twenty_steps_are_the_official_ones() {
     training::trajectory(cpu(), &novels(), 1e-4, 1e-3);
 }
 
+#[test]
+fn a_step_is_adamw() {
+    training::steps_are_adamw(cpu());
+}
+
 /// Odd sizes, LayerNorm, biases, a head of its own.
 fn odd() -> Config {
     Config::from_json(

@@ -63,7 +63,8 @@ impl<B: TrainBackend> Trainer<B> {
         }
         let tokens = batch.ids.len();
         let (mut layers, embedding) = self.layers(tokens);
-        let table = layers.parameters.matrix(embedding);
+        // In f32: the residual stream that it begins is.
+        let table = &layers.parameters.values[embedding];
         let Config { d_model, padded_vocab_size: vocab, n_layer, .. } = *layers.config;
         let residual = ViewMut::dense(&mut layers.activations.residual[0], tokens, d_model);
         layers.backend.lookup(&plan, View::dense(table, vocab, d_model), residual)?;
