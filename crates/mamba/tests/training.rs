@@ -282,6 +282,9 @@ fn carried_states_go_on() {
     // From a zero state the second piece has another loss.
     let (second, _) = carried.loss(&part(&whole, 64, 200, false)).unwrap();
     let (first, _) = carried.loss(&part(&whole, 0, 64, false)).unwrap();
+    // More sequences than there are states, none of them carried.
+    let fresh = batch(rng, &config, &[20, 5, 9]);
+    assert_eq!(carried.loss(&fresh).unwrap(), one.loss(&fresh).unwrap());
     assert!((first + second - sum).abs() > 1e-3, "the state makes no difference");
 }
 
