@@ -365,8 +365,14 @@ test('what is wrong is named, by its path', async (t) => {
 })
 
 test('the schema says of every field what it is', (t) => {
-  const walk = (schema: Record<string, any>, path: string) => {
-    for (const [name, field] of Object.entries<Record<string, any>>(schema.properties ?? {})) {
+  interface Schema {
+    description?: string
+    properties?: Record<string, Schema>
+    prefixItems?: unknown
+    anyOf?: Schema[]
+  }
+  const walk = (schema: Schema, path: string) => {
+    for (const [name, field] of Object.entries(schema.properties ?? {})) {
       const kinds = [field, ...(field.anyOf ?? [])]
       t.true(
         kinds.some((kind) => kind.description || kind.properties || kind.prefixItems),

@@ -115,6 +115,7 @@ async function gemm(threads) {
 
 function bestLevel() {
   if (flags.includes('amx_tile')) return 'amx'
+  if (flags.includes('avx512_vnni')) return 'avx512_vnni'
   if (flags.includes('avx512f')) return 'avx512'
   return flags.includes('avx2') ? 'avx2' : 'portable'
 }
