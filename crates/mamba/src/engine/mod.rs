@@ -525,8 +525,7 @@ impl Mamba {
     }
 }
 
-/// The GPU, where it is asked for; where the device is left open, only if it is there and can compute in the model's
-/// type.
+/// The GPU, where it is asked for; where the device is left open, only if it is there, and for types that a GPU has run.
 #[cfg(feature = "cuda")]
 fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::cuda::Cuda>> {
     let dtype = options.dtype.unwrap_or_else(|| checkpoint.dtype());
@@ -534,10 +533,9 @@ fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::
     match options.device {
         Device::Cpu => Ok(None),
         Device::Cuda => cuda(),
+        Device::Auto if dtype.format().is_some() => Ok(None),
         Device::Auto => match cuda() {
-            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. } | Error::OptionInvalid { .. }) => {
-                Ok(None)
-            }
+            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. }) => Ok(None),
             other => other,
         },
     }
