@@ -135,7 +135,8 @@ fn evaluate<B: TrainBackend>(backend: B, model: &Path, validation: &Path, train:
     let start = Start::Checkpoint(&checkpoint, 0);
     let mut trainer = Trainer::new(backend, checkpoint.config().clone(), start, options).expect("a trainer");
     let (train, validation) = (read(train), read(validation));
-    let train_loss = mean_loss(&mut trainer, &train, (0..240).map(|i| drawn(u64::MAX, i, &train)));
+    let train_loss =
+        mean_loss(&mut trainer, &train, (0..240).map(|i: u32| drawn(u64::MAX, i.into(), &train)));
     let validation_loss = validation_loss(&mut trainer, &validation);
     println!("{}", json!({ "model": model, "validation_loss": validation_loss, "train_loss": train_loss }));
 }
