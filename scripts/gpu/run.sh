@@ -32,12 +32,11 @@ elif [ "${1:-}" = generation ]; then
   exit $status
 elif [ "${1:-}" = novels ]; then
   status=0
+  evaluate() { ./train_novels evaluate "$1" val.tokens corpus.tokens --precision "$precision" || status=$?; }
   for precision in ${3:-bf16 f32}; do
-    for model in models/mamba-novels-7m "$2/$precision"; do
-      [ "$model" = models/mamba-novels-7m ] \
-        || ./train_novels run corpus.tokens val.tokens "$model" --precision $precision || status=$?
-      ./train_novels evaluate "$model" val.tokens corpus.tokens --precision $precision || status=$?
-    done
+    evaluate models/mamba-novels-7m
+    ./train_novels run corpus.tokens val.tokens "$2/$precision" --precision "$precision" || status=$?
+    evaluate "$2/$precision"
   done
   exit $status
 elif [ "${1:-}" = memcheck ]; then
