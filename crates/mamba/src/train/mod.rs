@@ -278,6 +278,7 @@ impl<B: TrainBackend> Trainer<B> {
         self.forward(&batch)?;
         self.losses(&batch, Some(1.0 / tokens as f32))?;
         self.backward(None)?;
+        self.states = States::new(&self.config);
         self.zero_gradients()
     }
 
