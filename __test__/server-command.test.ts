@@ -28,10 +28,23 @@ async function serve(t: ExecutionContext, ...args: string[]) {
 const completion = { model: 'default', prompt: 'The ship', max_tokens: 4, temperature: 0 }
 
 test('the default model, on this machine only; Ctrl-C lets what is under way end', async (t) => {
-  const { child, ended, url, models, post } = await serve(t)
+  const { child, ended, url, models, post } = await serve(t, '--prefix-cache', '64000000')
   t.regex(url, /^http:\/\/127\.0\.0\.1:\d+$/)
   t.deepEqual(models, ['default'])
   t.is((await post('/v1/completions', completion)).status, 200)
+  const known: number[] = []
+  for (const question of ['Who?', 'Where?', 'When?']) {
+    const prompt = `It was a dark and stormy night, and the ship lay at anchor in the harbour. ${question}`
+    const { usage } = (await post('/v1/completions', { ...completion, prompt })).body
+    known.push(usage.prompt_tokens_details.cached_tokens)
+  }
+  t.deepEqual(known.slice(0, 2), [0, 0])
+  t.true(known[2]! >= 16, String(known))
+  const metrics = await (await fetch(`${url}/metrics`)).text()
+  t.regex(
+    metrics,
+    new RegExp(`^node_mamba_tokens_total\\{model="default",kind="cached"\\} ${known[2]}$`, 'm'),
+  )
   const slow = post('/v1/completions', { ...completion, max_tokens: 600, logit_bias: { 0: -100 } })
   for (;;) {
     const metrics = await (await fetch(`${url}/metrics`)).text()

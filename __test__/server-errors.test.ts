@@ -1,5 +1,7 @@
 // Whatever is sent: OpenAI's error JSON with the right status, and the server goes on.
+import crypto from 'node:crypto'
 import { readFileSync } from 'node:fs'
+import { syncBuiltinESMExports } from 'node:module'
 import test from 'ava'
 import { ChatTemplate, Mamba } from 'node-mamba'
 import { createApp } from 'node-mamba/server'
@@ -202,6 +204,38 @@ test('wrong keys', async (t) => {
   isError(t, await send('/v1/sessions/a', { method: 'DELETE' }), [401, 'invalid_api_key'])
   for (const path of ['/health', '/ready', '/openapi.json']) t.is((await send(path)).status, 200)
 })
+
+test.serial(
+  'near or far, a key takes the same work: one comparison in constant time with each known key',
+  async (t) => {
+    const { post } = await testApp(t, model(), { apiKeys: ['first-key', 'second-key', 'third-key'] })
+    const { timingSafeEqual } = crypto
+    const compared: number[] = []
+    crypto.timingSafeEqual = (a, b) => {
+      compared.push(a.byteLength, b.byteLength)
+      return timingSafeEqual(a, b)
+    }
+    syncBuiltinESMExports()
+    t.teardown(() => {
+      crypto.timingSafeEqual = timingSafeEqual
+      syncBuiltinESMExports()
+    })
+    for (const [key, status] of [
+      ['first-key', 400],
+      ['third-key', 400],
+      ['first-kez', 401],
+      ['zirst-key', 401],
+      ['first-ke', 401],
+      ['x'.repeat(8000), 401],
+      [undefined, 401],
+    ] as const) {
+      const headers = key === undefined ? {} : { authorization: `Bearer ${key}` }
+      t.is((await post('/v1/completions', '{', headers as Record<string, string>)).status, status)
+      // Of digests, so the key's length does not show either.
+      t.deepEqual(compared.splice(0), Array(6).fill(32), key?.slice(0, 20))
+    }
+  },
+)
 
 test('a method that a path does not have, and a path that is not there', async (t) => {
   const { send, post } = await testApp(t, model())

@@ -45,6 +45,7 @@ test.serial('the first event comes before the last token is computed', async (t)
 test.serial('a client that leaves frees its slot, streaming or not', async (t) => {
   const { url } = await testServer(t, model)
   for (const stream of [true, false]) {
+    const before = model.stats().generatedTokensTotal
     // Were they still running, the queue would be full for the next ones.
     for (let i = 0; i < 8; i++) {
       const controller = new AbortController()
@@ -55,6 +56,8 @@ test.serial('a client that leaves frees its slot, streaming or not', async (t) =
       await asked.catch(() => {})
       await until(async () => (await active(url)) === 0)
     }
+    // Not by answering it to its end.
+    t.true(model.stats().generatedTokensTotal - before < (8 * 2 * long.max_tokens) / 4)
   }
   const response = await post(url, { ...short, n: 12 })
   t.is(response.status, 200)
@@ -73,6 +76,8 @@ test.serial('a client that leaves while it waits in the queue', async (t) => {
   waiting.abort()
   await t.throwsAsync(asked, { any: true })
   await until(async () => (await active(url)) === 2)
+  await until(() => model.stats().waiting === 0)
+  t.is(await active(url), 2) // so it was not for the end of the others that it left
   running.abort()
   await until(async () => (await active(url)) === 0)
   t.is((await post(url, short)).status, 200)

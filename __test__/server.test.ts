@@ -4,8 +4,9 @@ import { join } from 'node:path'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import test from 'ava'
 import { Hono } from 'hono'
-import { ChatTemplate, Mamba } from 'node-mamba'
+import { ChatTemplate, Mamba, type Completion, type Generation } from 'node-mamba'
 import { createApp } from 'node-mamba/server'
+import { Choices, type ChoiceEvent } from '../lib/server/generation.js'
 import { temporaryFolder } from './helpers/folder.js'
 import { failure, useModel } from './helpers/model.js'
 import { events, plainTemplate, testApp } from './helpers/server.js'
@@ -398,4 +399,24 @@ test('a folder is served at /, and nothing outside of it', async (t) => {
     t.is(status, 404, path)
     t.is(body.error.code, 'unknown_url', path)
   }
+})
+
+test('tokens that come faster than parts of a stream are written come together; the end does not wait', async (t) => {
+  const completion = { finishReason: 'length' } as Completion
+  async function* tokens() {
+    for (let token = 0; token < 100; token++) {
+      yield { token, text: 'x', logprob: 0 }
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+  }
+  const generation = Object.assign(tokens(), { result: Promise.resolve(completion) })
+  const choices = new Choices([generation as unknown as Generation])
+  const parts: ChoiceEvent[][] = []
+  for (let part = await choices.next(); part.length > 0; part = await choices.next()) parts.push(part)
+  t.deepEqual(
+    parts.flat().map((event) => ('token' in event ? event.token.token : event.completion)),
+    [...Array(100).keys(), completion],
+  )
+  t.is(parts[0]!.length, 1)
+  t.true(parts.length < 50, `${parts.length} parts`)
 })

@@ -1,11 +1,10 @@
 // node --import=tsx benches/server.mjs: what serving costs over the library alone, with 32 streams at a time, and how long
 // after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes two
 // minutes. The clients are a process of their own, on the same processors.
-import { spawn } from 'node:child_process'
-import { execFileSync } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { request } from 'node:http'
-import { cpus } from 'node:os'
+import { cpus, loadavg } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Mamba } from '../dist/index.js'
 import { randomTensors, writeConfig, writeSafetensors } from '../__test__/helpers/checkpoint.ts'
@@ -176,6 +175,7 @@ else {
     clean: git('status', '--porcelain') === '',
     processor: cpus()[0].model,
     cores: cpus().length,
+    load: loadavg()[0], // with the bench's own
     node: process.version,
     streams: STREAMS,
     tokens: TOKENS,

@@ -34,6 +34,7 @@ interface ServeCommandOptions {
   sessions: string
   maxBatch?: number
   queue?: number
+  prefixCache?: number
   maxBody?: number
   maxPromptTokens?: number
   maxTokens?: number
@@ -70,6 +71,11 @@ export function serveCommand(): Command {
     .option('--sessions <place>', "'memory', a folder, or redis://host:port", 'memory')
     .option('--max-batch <count>', 'sequences that are computed together (32)', integer(1))
     .option('--queue <count>', 'requests that may wait or run; more get 429 (1024)', integer(1))
+    .option(
+      '--prefix-cache <bytes>',
+      'for beginnings that prompts share: they are computed twice, then kept (0)',
+      integer(),
+    )
     .option('--max-body <bytes>', 'larger requests get 413 (4194304)', integer(1))
     .option('--max-prompt-tokens <count>', 'longer prompts get 400 (32768)', integer(1))
     .option('--max-tokens <count>', 'requests for longer answers get 400 (4096)', integer(1))
@@ -139,6 +145,7 @@ async function load(source: string, { device, dtype, threads, tokenizer, ...opti
     tokenizer,
     maxBatch: options.maxBatch,
     queueLimit: options.queue,
+    ...(options.prefixCache !== undefined && { prefixCache: { bytes: options.prefixCache } }),
     signal: interrupted,
     onProgress: ({ loadedBytes, totalBytes }) =>
       progress.update(loadedBytes / totalBytes, `of ${bytes(totalBytes)}`),

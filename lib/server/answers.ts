@@ -116,13 +116,15 @@ async function stream(
 /** The usage of a request, in OpenAI's form; it goes into the metrics, too. */
 function count(context: ServerContext, job: Job, completions: readonly Completion[]) {
   const n = job.body.n ?? 1
-  let [prompt, completion] = [0, 0]
+  let [tokens, cached, completion] = [0, 0, 0]
   completions.forEach(({ usage }, index) => {
-    // The answers to one prompt have it in common.
-    if (index % n === 0) prompt += usage.promptTokens
     completion += usage.completionTokens
+    // The answers to one prompt have it in common.
+    if (index % n !== 0) return
+    tokens += usage.promptTokens
+    cached += usage.cachedTokens
   })
-  const { tokens, cached } = job.prompt ?? { tokens: prompt, cached: 0 }
+  if (job.prompt) ({ tokens, cached } = job.prompt)
   context.metrics.tokens(job.served.name, { prompt: tokens - cached, cached, completion })
   return {
     prompt_tokens: tokens,

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import { Hono, type Context, type Handler } from 'hono'
+import { Hono, type Context, type Handler, type MiddlewareHandler } from 'hono'
 import { cors } from 'hono/cors'
 import { HTTPException } from 'hono/http-exception'
 import { routePath } from 'hono/route'
@@ -63,19 +63,7 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
     if (exchange) void exchange.ended.then(done)
     else done()
   })
-  if (hosts) {
-    app.use(async (c, next) => {
-      const host = (c.req.header('host') ?? '').replace(/:\d+$/, '')
-      if (!hosts.includes(host)) {
-        throw new ApiError(
-          403,
-          'host_not_allowed',
-          `the host '${host}' is not served here, expected ${hosts.join(', ')}`,
-        )
-      }
-      await next()
-    })
-  }
+  if (hosts) app.use(only(hosts))
   if (origins) {
     app.use(
       cors({
@@ -121,18 +109,7 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
     guarded('get', '/playground/api/models', (c) => playground.models(c))
     guarded('post', '/playground/api/generate', (c) => playground.generate(c))
   }
-  for (const [path, allowed] of methods) {
-    app.all(path, () => {
-      throw new ApiError(
-        405,
-        'method_not_allowed',
-        `this method is not for ${path}, expected ${allowed.join(' or ')}`,
-        {
-          headers: { Allow: allowed.join(', ') },
-        },
-      )
-    })
-  }
+  for (const [path, allowed] of methods) app.all(path, () => refuseMethod(path, allowed))
   if (options.playground !== undefined) app.route('/', playgroundPage(options.playground))
   app.notFound((c) => {
     const message = `there is nothing at ${c.req.method} ${c.req.path.slice(0, 200)}`
@@ -148,17 +125,28 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   return { app, close: (drainSeconds = 30) => (closed ??= close(drainSeconds)) }
 }
 
+/** Lets in the requests whose `Host` is one of these: a page of another name that has this address is none. */
+function only(hosts: readonly string[]): MiddlewareHandler<Env> {
+  return async (c, next) => {
+    const host = (c.req.header('host') ?? '').replace(/:\d+$/, '')
+    if (!hosts.includes(host)) {
+      const message = `the host '${host}' is not served here, expected ${hosts.join(', ')}`
+      throw new ApiError(403, 'host_not_allowed', message)
+    }
+    await next()
+  }
+}
+
+function refuseMethod(path: string, allowed: string[]): never {
+  const message = `this method is not for ${path}, expected ${allowed.join(' or ')}`
+  throw new ApiError(405, 'method_not_allowed', message, { headers: { Allow: allowed.join(', ') } })
+}
+
 async function deleteSession(c: Context<Env>, context: ServerContext): Promise<Response> {
   const id = c.req.param('session')!
   if (!sessionId.safeParse(id).success) {
-    throw new ApiError(
-      400,
-      'invalid_value',
-      "the session's name is not valid, expected 1 to 128 letters, digits, '_', '-'",
-      {
-        param: 'session',
-      },
-    )
+    const message = "the session's name is not valid, expected 1 to 128 letters, digits, '_', '-'"
+    throw new ApiError(400, 'invalid_value', message, { param: 'session' })
   }
   if (!(await context.sessions.delete(c.get('caller'), id))) {
     throw new ApiError(404, 'session_not_found', `there is no session '${id}'`, { param: 'session' })

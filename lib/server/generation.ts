@@ -92,6 +92,9 @@ export async function countTokens(model: Mamba, text: string, limit = Infinity):
 /** Something that happened to one of several answers. */
 export type ChoiceEvent = { index: number; token: GeneratedToken } | { index: number; completion: Completion }
 
+/** Least milliseconds between two parts of a stream: a write costs more than a token of a small model does. */
+const PACE = 40
+
 /**
  * Several generations as one stream of what happens. Nothing waits for the reader: what has not been read is kept,
  * at most all tokens of the answers.
@@ -102,6 +105,9 @@ export class Choices {
   #error: unknown
   #failed = false
   #wake = () => {}
+  /** Ends the rest between two parts. */
+  #hurry = () => {}
+  #given = -Infinity
 
   constructor(generations: readonly Generation[]) {
     this.#running = generations.length
@@ -120,6 +126,7 @@ export class Choices {
       this.#failed = true
     }
     this.#running--
+    if (this.#failed || this.#running === 0) this.#hurry()
     this.#wake()
   }
 
@@ -135,6 +142,17 @@ export class Choices {
   /** All that has happened since the last call, waiting for something to happen; empty at the end. */
   async next(): Promise<ChoiceEvent[]> {
     await this.started()
+    const rest = this.#given + PACE - performance.now()
+    if (rest > 0 && this.#running > 0 && !this.#failed) {
+      await new Promise<void>((resolve) => {
+        const timer = setTimeout(resolve, rest)
+        this.#hurry = () => {
+          clearTimeout(timer)
+          resolve()
+        }
+      })
+    }
+    this.#given = performance.now()
     const events = this.#events
     this.#events = []
     return events

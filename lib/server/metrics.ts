@@ -31,7 +31,7 @@ export class Metrics {
   })
   readonly #tokens = new Counter({
     name: 'node_mamba_tokens_total',
-    help: 'Tokens: prompt (computed), cached (known from a session) and completion (generated).',
+    help: 'Tokens: prompt (computed), cached (known from a session or the prefix cache) and completion (generated).',
     labelNames: ['model', 'kind'],
     registers: this.#registers,
   })

@@ -130,7 +130,11 @@ const usage = z.strictObject({
   completion_tokens: z.int(),
   total_tokens: z.int(),
   prompt_tokens_details: z.strictObject({
-    cached_tokens: z.int().describe('Tokens of the session, which were not computed again.'),
+    cached_tokens: z
+      .int()
+      .describe(
+        'Tokens known from the session, or without one from the prefix cache; they were not computed again.',
+      ),
   }),
 })
 

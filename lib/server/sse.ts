@@ -62,6 +62,7 @@ export function eventStream(
       'Content-Type': 'text/event-stream; charset=utf-8',
       'Cache-Control': 'no-cache, no-transform',
       'X-Accel-Buffering': 'no', // nginx would collect them
+      'Transfer-Encoding': 'chunked', // @hono/node-server would wait for a second one
     },
   })
 }

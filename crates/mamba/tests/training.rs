@@ -33,6 +33,11 @@ fn twenty_steps_are_the_official_ones() {
     training::trajectory(cpu(), &novels(), 1e-4, 1e-3);
 }
 
+#[test]
+fn a_step_is_adamw() {
+    training::steps_are_adamw(cpu());
+}
+
 /// Odd sizes, LayerNorm, biases, a head of its own.
 fn odd() -> Config {
     Config::from_json(
@@ -164,6 +169,24 @@ fn recomputation_gives_the_same_bits() {
 }
 
 #[test]
+fn warming_up_changes_nothing() {
+    for trained in [Trained::All, Trained::State] {
+        let config = plain();
+        let rng = &mut Rng(35);
+        let batch = batch(rng, &config, &[70, 1, 33]);
+        let run = |warm: bool| {
+            let mut trainer = trainer(config.clone(), TrainOptions { trained: trained.clone(), ..options() });
+            if warm {
+                trainer.warm_up().unwrap();
+            }
+            let report = trainer.step(std::slice::from_ref(&batch)).unwrap();
+            (report, all_gradients(&mut trainer), trainer.state().unwrap())
+        };
+        assert!(run(false) == run(true));
+    }
+}
+
+#[test]
 fn threads_and_instruction_sets() {
     let config = plain();
     let rng = &mut Rng(23);
@@ -259,6 +282,9 @@ fn carried_states_go_on() {
     // From a zero state the second piece has another loss.
     let (second, _) = carried.loss(&part(&whole, 64, 200, false)).unwrap();
     let (first, _) = carried.loss(&part(&whole, 0, 64, false)).unwrap();
+    // More sequences than there are states, none of them carried.
+    let fresh = batch(rng, &config, &[20, 5, 9]);
+    assert_eq!(carried.loss(&fresh).unwrap(), one.loss(&fresh).unwrap());
     assert!((first + second - sum).abs() > 1e-3, "the state makes no difference");
 }
 
