@@ -116,7 +116,9 @@ fn probe(places: Vec<NativeLibraryPlace>, timeout_ms: u32) -> NativeCudaProbe {
     }
     match receiver.recv_timeout(Duration::from_millis(timeout_ms.into())) {
         Ok(found) => found,
-        Err(RecvTimeoutError::Disconnected) => failed("the thread that asked the NVIDIA driver panicked".into()),
+        Err(RecvTimeoutError::Disconnected) => {
+            failed("the thread that asked the NVIDIA driver panicked".into())
+        }
         Err(RecvTimeoutError::Timeout) => {
             *late() = Some(receiver);
             failed(format!(
