@@ -1,7 +1,7 @@
 // node benches/llama-cpp.mjs --data FOLDER: our CPU path beside llama.cpp, the same random weights, machine, types and
 // threads, taking turns measurement by measurement, into benches/results/cpu-vs-llama-cpp-amx.json (or what the best
-// instruction set is), and a table of ratios
-// beside the required ones. benches/README.md tells what is measured and what FOLDER holds. Options, with defaults:
+// instruction set is), and a table of ratios beside the required ones. benches/README.md tells what is measured and what
+// FOLDER holds. Options, with defaults:
 //   --shape 130m,370m --types f32,bf16,f16,q8_0,q4_k --threads 2,1 --rounds 3 --quick
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
