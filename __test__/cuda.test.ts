@@ -131,6 +131,22 @@ testFakes('a driver that never answers is not waited for', (t) => {
   t.true(milliseconds < 10_000, `${milliseconds}`)
 })
 
+testFakes('while a driver does not answer, nobody else waits for it', (t) => {
+  const script = `const { binding } = await import('./dist/lib/binding.js')
+    const probe = (timeout) => binding().probeCudaSync([], timeout)
+    const reasons = [probe(100).reason, probe(60_000).reason]
+    let later = probe(60_000)
+    while (later.code === 'CUDA_DRIVER_ERROR') {
+      await new Promise((resolve) => setTimeout(resolve, 100))
+      later = probe(60_000)
+    }
+    print({ reasons, later: later.code })`
+  const found = onMachine<{ reasons: string[]; later: string }>(t, script, { driver: { seconds: 3 } })
+  t.regex(found.reasons[0]!, /did not answer within 0\.1 s/)
+  t.regex(found.reasons[1]!, /has not answered an earlier look at it yet/)
+  t.is(found.later, 'CUDA_LIBRARY_MISSING', 'the driver has answered')
+})
+
 testFakes('no GPU', (t) => {
   refused(
     t,
@@ -278,6 +294,31 @@ test.serial('where the libraries are looked for, and in which order', (t) => {
     libraryPlaces().map(({ folder }) => folder),
     ['/only', '/only/lib64', '/only/lib'],
   )
+})
+
+testFakes('the libraries are found by their names, and their symbols by nobody else', (t) => {
+  // The loader does not look in their folder.
+  const folder = temporaryFolder(t)
+  writeLibraries(folder)
+  const addon = 'int fake_cublas(void); int other(void) { return fake_cublas(); }'
+  compile(folder, 'named.node', addon, [join(folder, 'libcublas.so.13')])
+  compile(folder, 'unnamed.node', addon)
+  const errors = onMachine<string[]>(
+    t,
+    `const { constants } = await import('node:os')
+    await codeOf('auto')
+    const load = (name) => {
+      try {
+        process.dlopen({ exports: {} }, ${JSON.stringify(folder)} + name, constants.dlopen.RTLD_NOW)
+      } catch (error) {
+        return error.message
+      }
+    }
+    print([load('/named.node'), load('/unnamed.node')])`,
+    { env: { NODE_MAMBA_CUDA_PATH: folder } },
+  )
+  t.regex(errors[0]!, /did not self-register/, 'it was loaded')
+  t.regex(errors[1]!, /undefined symbol: fake_cublas/)
 })
 
 testFakes('a session moves between the models of two addons, by its bytes', (t) => {

@@ -1,9 +1,11 @@
 // Whatever is sent: OpenAI's error JSON with the right status, and the server goes on.
 import crypto from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 import test from 'ava'
 import { ChatTemplate, Mamba } from 'node-mamba'
 import { createApp } from 'node-mamba/server'
+import { runChild } from './helpers/child.js'
 import { randomTensors, tiny, writeConfig, writeSafetensors } from './helpers/checkpoint.js'
 import { temporaryFolder } from './helpers/folder.js'
 import { failure, useModel } from './helpers/model.js'
@@ -345,6 +347,34 @@ test('chat templates that loop, fill the memory, or refuse', async (t) => {
   await t.throwsAsync(healed.render([{ role: 'user', content: '' }]), failure('CHAT_TEMPLATE_TIMEOUT'))
   t.is(await healed.render([]), 'ok')
   await healed.close()
+})
+
+const testLinux = process.platform === 'linux' ? test : test.skip
+
+testLinux('a template that loops ends soon after whoever asked was killed', async (t) => {
+  const { signal, stdout } = await runChild(`
+    import { readFileSync, writeSync } from 'node:fs'
+    import { ChatTemplate } from './dist/index.js'
+    const quadratic = '{% for i in range(20000) %}{% for j in range(20000) %}{% endfor %}{% endfor %}'
+    const template = await ChatTemplate.from(quadratic)
+    template.render([]).catch(() => {})
+    const [child] = readFileSync(\`/proc/self/task/\${process.pid}/children\`, 'utf8').match(/\\d+/)
+    const ticks = () => Number(readFileSync(\`/proc/\${child}/stat\`, 'utf8').split(' ')[13])
+    const before = ticks()
+    while (ticks() < before + 20) await new Promise((resolve) => setTimeout(resolve, 10))
+    writeSync(1, child)
+    process.kill(process.pid, 'SIGKILL')
+  `)
+  t.is(signal, 'SIGKILL')
+  t.regex(stdout, /^\d+$/)
+  await until(() => {
+    try {
+      return readFileSync(`/proc/${stdout}/stat`, 'utf8').split(' ')[2] === 'Z'
+    } catch {
+      return true // there is no such process
+    }
+  })
+  t.pass()
 })
 
 test('other hosts and other origins are let in only where it was asked for', async (t) => {

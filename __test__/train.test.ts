@@ -10,6 +10,7 @@ import {
   train,
   trainSchema,
   type TrainEvent,
+  type TrainExample,
   type TrainOptions,
   type TrainProgress,
 } from 'node-mamba'
@@ -364,9 +365,85 @@ test('what is wrong is named, by its path', async (t) => {
   await t.throwsAsync(other, failure('RUN_MISMATCH', /`optimizer\.lr` is 0\.02, expected 0\.01/))
 })
 
+test('bad data are named, of every kind', async (t) => {
+  const folder = temporaryFolder(t)
+  const ids = { config: { d_model: 32, n_layer: 2, vocab_size: 300 }, tokenizer: undefined }
+  const novels = { config: { d_model: 32, n_layer: 2 }, tokenizer: join(modelFolder, 'tokenizer.json') }
+  const file = (name: string, content: string | Uint8Array) => {
+    writeFileSync(join(folder, name), content)
+    return join(folder, name)
+  }
+  async function* iterable(...examples: unknown[]) {
+    yield* examples as TrainExample[]
+  }
+  async function* broken() {
+    yield 'a text'
+    throw new RangeError('the source is gone')
+  }
+  const cases: [object, Parameters<typeof failure>[0], RegExp][] = [
+    [{ data: file('empty.fa', '') }, 'DATA_EMPTY', /empty\.fa|no /],
+    [{ data: file('name.fa', '>chr1\nACGT\nAC1T\n') }, 'DATA_INVALID', /name\.fa.*3/s],
+    [{ data: file('noise.wav', 'no RIFF at all'), ...ids }, 'DATA_INVALID', /noise\.wav/],
+    [{ data: file('cut.wav', wav(8000).subarray(0, 1000)), ...ids }, 'DATA_INVALID', /cut\.wav/],
+    [{ data: file('empty.jsonl', '') }, 'DATA_EMPTY', /empty\.jsonl|the texts|no /],
+    [{ data: file('half.jsonl', '{"text":"a"}\n{"text":"b') }, 'DATA_INVALID', /half\.jsonl.*2/s],
+    [{ data: file('other.jsonl', '{"txt":"a"}\n') }, 'DATA_INVALID', /other\.jsonl.*text/s],
+    [
+      { data: { files: file('odd.bin', new Uint8Array(7)), format: 'tokens16' }, ...ids },
+      'DATA_INVALID',
+      /odd\.bin/,
+    ],
+    [
+      { data: { files: file('far.bin', new Uint8Array(400).fill(255)), format: 'tokens16' }, ...ids },
+      'TOKEN_OUT_OF_RANGE',
+      /65535/,
+    ],
+    [{ data: iterable() }, 'DATA_EMPTY', /no |data\.jsonl|the texts/],
+    [{ data: iterable('a text', 7) }, 'INVALID_ARGUMENT', /example 1 of the data is 7/],
+    [{ data: iterable([1, 2, 9000]), ...novels }, 'TOKEN_OUT_OF_RANGE', /9000/],
+    [{ data: iterable([1, -2]), ...novels }, 'DATA_INVALID', /line 1: `text` holds -2, expected token ids/],
+    [
+      { batch: { size: 2 ** 20, length: 1024, order: 'windows' } },
+      'OUT_OF_MEMORY',
+      /`batch\.size` is 1048576; \d+ fits/,
+    ],
+  ]
+  for (const [i, [changes, code, message]] of cases.entries()) {
+    const run = train({ ...small(join(folder, `run${i}`)), ...changes } as TrainOptions)
+    await t.throwsAsync(run.result, failure(code, message), `case ${i}`)
+  }
+  // What the source itself throws comes through.
+  const run = train({ ...small(join(folder, 'broken')), data: broken() })
+  await t.throwsAsync(run.result, { instanceOf: RangeError, message: 'the source is gone' })
+})
+
+/** A WAV file of so many samples of silence, 16 bits, 8 kHz. */
+function wav(samples: number): Uint8Array {
+  const bytes = Buffer.alloc(44 + 2 * samples)
+  bytes.write('RIFF')
+  bytes.writeUInt32LE(36 + 2 * samples, 4)
+  bytes.write('WAVEfmt ', 8)
+  bytes.writeUInt32LE(16, 16)
+  bytes.writeUInt16LE(1, 20)
+  bytes.writeUInt16LE(1, 22)
+  bytes.writeUInt32LE(8000, 24)
+  bytes.writeUInt32LE(16000, 28)
+  bytes.writeUInt16LE(2, 32)
+  bytes.writeUInt16LE(16, 34)
+  bytes.write('data', 36)
+  bytes.writeUInt32LE(2 * samples, 40)
+  return bytes
+}
+
 test('the schema says of every field what it is', (t) => {
-  const walk = (schema: Record<string, any>, path: string) => {
-    for (const [name, field] of Object.entries<Record<string, any>>(schema.properties ?? {})) {
+  interface Schema {
+    description?: string
+    properties?: Record<string, Schema>
+    prefixItems?: unknown
+    anyOf?: Schema[]
+  }
+  const walk = (schema: Schema, path: string) => {
+    for (const [name, field] of Object.entries(schema.properties ?? {})) {
       const kinds = [field, ...(field.anyOf ?? [])]
       t.true(
         kinds.some((kind) => kind.description || kind.properties || kind.prefixItems),

@@ -61,8 +61,9 @@ async function stall(folder, maxStall) {
     await model.forward(ids(2048), { logits: 'last' })
     return (performance.now() - start) / 1000
   }
-  let took
-  let begun = 0
+  let waiting = 8
+  let begin
+  const begun = new Promise((resolve) => (begin = resolve))
   const stop = new AbortController()
   const all = Promise.allSettled(
     Array.from({ length: 8 }, (_, i) => {
@@ -72,15 +73,15 @@ async function stall(folder, maxStall) {
       return (async () => {
         for await (const _ of stream) {
           const now = performance.now()
-          if (last === undefined) begun++
-          else if (begun === 8) found.push(now - last)
+          if (last === undefined && --waiting === 0) begin()
+          else if (last !== undefined && waiting === 0) found.push(now - last)
           last = now
         }
       })().catch(() => found)
     }),
   )
-  while (begun < 8) await new Promise((resolve) => setTimeout(resolve, 10))
-  took = await prompts()
+  await begun
+  const took = await prompts()
   stop.abort()
   const longest = Math.max(...(await all).flatMap(({ value }) => value))
   await model.dispose()

@@ -1,6 +1,7 @@
 // node benches/llama-cpp.mjs --data FOLDER: our CPU path beside llama.cpp, the same random weights, machine, types and
-// threads, taking turns measurement by measurement, into benches/results/cpu-vs-llama-cpp.json, and a table of ratios
-// beside the required ones. benches/README.md tells what is measured and what FOLDER holds. Options, with defaults:
+// threads, taking turns measurement by measurement, into benches/results/cpu-vs-llama-cpp-amx.json (or what the best
+// instruction set is), and a table of ratios beside the required ones. benches/README.md tells what is measured and what
+// FOLDER holds. Options, with defaults:
 //   --shape 130m,370m --types f32,bf16,f16,q8_0,q4_k --threads 2,1 --rounds 3 --quick
 import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -29,7 +30,11 @@ const shapes = options.shape.split(',')
 const types = options.types.split(',')
 const threadCounts = options.threads.split(',').map(Number)
 const rounds = Number(options.rounds)
-const target = options.quick ? `${cache}/quick.json` : 'benches/results/cpu-vs-llama-cpp.json'
+const cpuinfo = existsSync('/proc/cpuinfo') ? readFileSync('/proc/cpuinfo', 'utf8') : ''
+const flags = (/flags\s*:\s*(.*)/.exec(cpuinfo)?.[1] ?? '')
+  .split(' ')
+  .filter((flag) => /avx|amx|fma|f16c/.test(flag))
+const target = options.quick ? `${cache}/quick.json` : `benches/results/cpu-vs-llama-cpp-${bestLevel()}.json`
 
 const output = (command, args) => execFileSync(command, args, { encoding: 'utf8' }).trim()
 const best = (numbers) => Math.max(...numbers)
@@ -115,6 +120,7 @@ async function gemm(threads) {
 
 function bestLevel() {
   if (flags.includes('amx_tile')) return 'amx'
+  if (flags.includes('avx512_vnni')) return 'avx512_vnni'
   if (flags.includes('avx512f')) return 'avx512'
   return flags.includes('avx2') ? 'avx2' : 'portable'
 }
@@ -252,10 +258,6 @@ function save() {
   writeFileSync(target, `${JSON.stringify(record, null, 2)}\n`)
 }
 
-const cpuinfo = existsSync('/proc/cpuinfo') ? readFileSync('/proc/cpuinfo', 'utf8') : ''
-const flags = (/flags\s*:\s*(.*)/.exec(cpuinfo)?.[1] ?? '')
-  .split(' ')
-  .filter((flag) => /avx|amx|fma|f16c/.test(flag))
 const began = performance.now()
 const record = {
   date: new Date().toISOString(),

@@ -5,7 +5,18 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Mamba, train } from 'node-mamba'
 
-const areas = ['Viking', 'Forties', 'Dogger', 'Fisher', 'Humber', 'Thames', 'Dover', 'Wight', 'Plymouth', 'Fastnet']
+const areas = [
+  'Viking',
+  'Forties',
+  'Dogger',
+  'Fisher',
+  'Humber',
+  'Thames',
+  'Dover',
+  'Wight',
+  'Plymouth',
+  'Fastnet',
+]
 const winds = ['northerly four or five', 'southwest five to seven', 'variable three', 'westerly gale eight']
 
 /** Any async iterable of texts will do: rows of a database, lines of a socket. */

@@ -151,16 +151,23 @@ export class ChatTemplate {
   }
 }
 
-/** What the process runs. A text, so that no file has to be found in whatever a bundler makes of the package. */
+/**
+ * What the process runs. A text, so that no file has to be found in whatever a bundler makes of the package. Its own
+ * time limit is for when nobody is left to kill it.
+ */
 const source = `
 const { Template } = require(process.argv[1])
+const { runInThisContext } = require('node:vm')
 let parsed
 process.on('message', ({ source, context }) => {
   let stage = 'parse'
-  try {
+  globalThis.answer = () => {
     if (parsed?.source !== source) parsed = { source, template: new Template(source) }
     stage = 'render'
-    process.send({ text: context ? parsed.template.render(context) : '' })
+    return { text: context ? parsed.template.render(context) : '' }
+  }
+  try {
+    process.send(runInThisContext('answer()', { timeout: ${2 * TIME_LIMIT} }))
   } catch (error) {
     process.send({ stage, message: error.message })
   }

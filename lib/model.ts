@@ -31,7 +31,7 @@ import { Tokenizer } from './tokenizer.js'
 export type Device = 'cpu' | 'cuda'
 /**
  * The type that matrices are kept in; states and sums are always f32. `q8_0` (8.5 bits a weight) and `q4_k` (4.5) are
- * made at load from whatever the checkpoint holds; products with them take activations of 13 bits.
+ * made at load from whatever the checkpoint holds; products with them take activations of 13 bits (on a GPU f16).
  */
 export type DType = 'f32' | 'bf16' | 'f16' | 'q8_0' | 'q4_k'
 
@@ -40,7 +40,7 @@ export interface LoadOptions extends Abortable {
   /**
    * Where it runs. `cuda` is the first NVIDIA GPU, and needs the package `@node-mamba/cuda`. `auto` is `cuda` where
    * that is installed and everything that it needs is there (`diagnose().cuda` says what is not), and otherwise
-   * `cpu`. Default: `auto`.
+   * `cpu`; for `q8_0` and `q4_k` it is `cpu`. Default: `auto`.
    */
   device?: Device | 'auto'
   /** Type that the matrices are kept in. Default: as in the checkpoint. */

@@ -14,6 +14,7 @@ import {
   type Field,
 } from './train-schema.js'
 import { resolve } from 'node:path'
+import type { AdapterOptions, DataFiles, Objective, TrainOptions } from './train.js'
 
 /** What training data are stored as. */
 export type DataFormat = 'text' | 'jsonl' | 'fasta' | 'tokens16' | 'tokens32' | 'wav'
@@ -168,6 +169,15 @@ export const trainSchema: object = {
   ...configuration.schema,
 }
 
+/** What `configuration` lets through. */
+type Configuration = Omit<TrainOptions, 'out' | 'model' | 'tokenizer' | 'data'> & {
+  $schema?: string
+  out: string
+  model?: string
+  tokenizer?: string | { bpe: number }
+  data: string | readonly string[] | DataFiles
+}
+
 /** Where paths are relative to, and what stands for data that are no files. */
 interface Place {
   folder?: string
@@ -183,12 +193,11 @@ export function toCoreConfig(
   value: unknown,
   { folder = '.', dataFiles }: Place = {},
 ): Record<string, unknown> {
-  const read = configuration.read(value, '') as Record<string, any>
+  const read = configuration.read(value, '') as Configuration
   const path = (file: string) => (file.startsWith('file:') ? filePath(file) : resolve(folder, file))
   const { $schema: _, out, model, tokenizer, data, objective, adapter, ...rest } = read
-  if (read.batch?.size * read.batch?.length > 2 ** 31) {
-    throw invalid('batch.size', read.batch.size, 'with batch.length at most 2^31 tokens')
-  }
+  const { size = 8, length = 512 } = read.batch ?? {}
+  if (size * length > 2 ** 31) throw invalid('batch.size', size, 'with batch.length at most 2^31 tokens')
   return {
     ...rest,
     out: path(out),
@@ -208,9 +217,13 @@ function toTokenizer(tokenizer: string | { bpe: number }, path: (file: string) =
   return { kind: 'file', path: path(tokenizer) }
 }
 
-function toSources(data: any, path: (file: string) => string, instead: string[] | undefined): object {
-  const { files, format, field, keepCase, splitAtN, reverseComplement } =
-    typeof data === 'string' || Array.isArray(data) ? ({ files: data } as any) : data
+function toSources(
+  data: Configuration['data'],
+  path: (file: string) => string,
+  instead: string[] | undefined,
+): object {
+  const { files, format, field, keepCase, splitAtN, reverseComplement }: DataFiles =
+    typeof data === 'object' && 'files' in data ? data : { files: data }
   return {
     files: instead ?? [files].flat().map(path),
     format,
@@ -223,8 +236,9 @@ function toSources(data: any, path: (file: string) => string, instead: string[] 
   }
 }
 
-function toObjective(objective: any): object {
-  const { kind, pooling, temperature, loss } = typeof objective === 'string' ? { kind: objective } : objective
+function toObjective(objective: ObjectiveName | Objective): object {
+  const { kind, pooling, temperature, loss }: Objective =
+    typeof objective === 'string' ? { kind: objective } : objective
   const only = (name: string, value: unknown, kinds: ObjectiveName[]) => {
     if (value === undefined || kinds.includes(kind)) return
     const expected = kinds.map((one) => `'${one}'`).join(' or ')
@@ -241,8 +255,9 @@ function toObjective(objective: any): object {
   }
 }
 
-function toAdapter(adapter: any): object {
-  const { kind, rank, alpha, targets } = typeof adapter === 'string' ? { kind: adapter } : adapter
+function toAdapter(adapter: AdapterOptions['kind'] | AdapterOptions): object {
+  const { kind, rank, alpha, targets }: AdapterOptions =
+    typeof adapter === 'string' ? { kind: adapter } : adapter
   if (kind === 'state') {
     const stray = Object.entries({ rank, alpha, targets }).find(([, value]) => value !== undefined)
     if (stray) throw invalid(`adapter.${stray[0]}`, stray[1], "nothing: it is 'lora's, and this is 'state'")

@@ -70,20 +70,20 @@ function withFloor(row, machine) {
   const matrices = layers * (6 * model * model + 2 * model * (rank + 32) + 2 * model * rank)
   const prompt = (tokens) =>
     ((2 * matrices * tokens) / (machine.f16_tflops * 1e12) + (layers * tokens * 2 * model) / scanRate) * 1e3
-  const with_ = (floor, ours, theirs) => ({
+  const beside = (floor, ours, theirs) => ({
     ...row,
     floor,
     of_floor: ours / floor,
     ...(theirs && { official: theirs }),
   })
-  if (what === 'decode') return with_(step, row.ms, official.decode[shape]?.[batch])
-  if (what === 'prefill 2048') return with_(prompt(2048), row.ms, official.prefill[shape])
+  if (what === 'decode') return beside(step, row.ms, official.decode[shape]?.[batch])
+  if (what === 'prefill 2048') return beside(prompt(2048), row.ms, official.prefill[shape])
   if (what === 'prompt 2048, generate 128') {
     const floor = prompt(2048 * batch) + 128 * step
     const theirs = official.throughput[shape]?.[batch]
     const seconds = Math.min(...row.seconds)
     return {
-      ...with_(floor, seconds * 1e3, theirs),
+      ...beside(floor, seconds * 1e3, theirs),
       ...(theirs && { of_official: row.tokens_s / theirs }),
       ...(shape === '1.4b' && transformer[batch] && { transformer: transformer[batch] }),
     }
@@ -207,7 +207,7 @@ function chart({ title, x, y, series, ticks }) {
       colour: colours[(one.colour ?? i) % colours.length],
       end: one.points.at(-1),
     }))
-    .sort((a, b) => a.end[1] - b.end[1])
+    .toSorted((a, b) => a.end[1] - b.end[1])
   for (const { name, points, dashed, colour, end } of ends) {
     const path = points.map(([x, y]) => `${atX(x).toFixed(1)} ${atY(y).toFixed(1)}`).join('L')
     const dash = dashed ? ' stroke-dasharray="5 4"' : ''

@@ -1,6 +1,8 @@
 // node scripts/gpu/pack.mjs [folder]: what a machine with a GPU needs to check and time the CUDA backend, without Rust or
 // Node: the test programs, the timing program, the reference data and the default model, and run.sh. Default folder:
 // .gpu/pack. It is built here, for glibc of this machine and later; NODE_MAMBA_CUDA_ARCHS=90 builds for Hopper alone.
+// With NODE_MAMBA_NOVELS, a folder with corpus/ and val/ of the novels that the default model learned from, their tokens
+// too (40 MB), for ./run.sh novels.
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, cpSync, mkdirSync, rmSync } from 'node:fs'
 import { fail, step } from '../steps.mjs'
@@ -31,8 +33,21 @@ function build(name, args) {
 }
 
 for (const test of ['cuda', 'cuda_lost']) build(test, ['test', '--no-run', '--test', test])
-for (const example of ['speed', 'generation']) build(example, ['build', '--example', example])
+for (const example of ['speed', 'generation', 'train_novels']) build(example, ['build', '--example', example])
 copyFileSync('scripts/gpu/run.sh', `${folder}/run.sh`)
 for (const data of ['crates/mamba/tests/reference', 'models/mamba-novels-7m'])
   cpSync(data, `${folder}/${data}`, { recursive: true })
+const novels = process.env.NODE_MAMBA_NOVELS
+if (novels) {
+  step('Making tokens of the novels', () => {
+    const tokens = ['corpus', 'val'].map((part) => [
+      'tokens',
+      `${novels}/${part}`,
+      'models/mamba-novels-7m/tokenizer.json',
+      `${folder}/${part}.tokens`,
+    ])
+    const run = (args) => spawnSync(`${folder}/train_novels`, args, { stdio: 'inherit' }).status
+    return tokens.map(run).find((status) => status !== 0) ?? 0
+  })
+}
 console.log(folder)

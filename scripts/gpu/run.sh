@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # What scripts/gpu/pack.mjs packed, run on the machine with the GPU: ./run.sh [test filter] checks, ./run.sh memcheck
 # [test filter] checks under compute-sanitizer, ./run.sh bench times the 130m model, ./run.sh generation FILE measures
-# what crates/mamba/examples/generation does, a JSON object a line.
+# what crates/mamba/examples/generation does, a JSON object a line, ./run.sh novels FOLDER trains the default model again
+# by its own recipe, in bf16 and then in f32 (or in what a third word says), leaves models and logs in FOLDER, and evaluates
+# them and the official one on the same tokens.
 # cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -27,6 +29,15 @@ elif [ "${1:-}" = generation ]; then
     ./generation same 130m || status=$?
     for shape in 130m 370m; do ./generation embed $shape bf16 || status=$?; done
   } > >(tee "$2")
+  exit $status
+elif [ "${1:-}" = novels ]; then
+  status=0
+  evaluate() { ./train_novels evaluate "$1" val.tokens corpus.tokens --precision "$precision" || status=$?; }
+  for precision in ${3:-bf16 f32}; do
+    evaluate models/mamba-novels-7m
+    ./train_novels run corpus.tokens val.tokens "$2/$precision" --precision "$precision" || status=$?
+    evaluate "$2/$precision"
+  done
   exit $status
 elif [ "${1:-}" = memcheck ]; then
   # A kernel is looked for in one module after the other, which is no error.

@@ -82,6 +82,7 @@ impl Device {
             slots: slots.to_vec(),
             fresh: fresh.to_vec(),
             last_slot: distinct.last().copied().unwrap_or(0),
+            largest_id: ids.iter().copied().enumerate().max_by_key(|(_, id)| *id),
             places: places(cu_seqlens.len(), slots.len()),
             list: Held::List(self.list(&values)?),
             cut: RefCell::default(),
@@ -106,6 +107,9 @@ pub struct Batch {
     pub(crate) slots: Vec<usize>,
     pub(crate) fresh: Vec<bool>,
     pub(crate) last_slot: usize,
+    /// The largest id and where it is among them. `None` where there is none, or in a table, into which only the device
+    /// writes.
+    largest_id: Option<(usize, u32)>,
     /// cu_seqlens, slots, fresh, ids.
     list: Held,
     /// Where each of the four begins in it.
@@ -141,6 +145,7 @@ impl Batch {
             slots: vec![last_slot; rows],
             fresh: vec![false; rows],
             last_slot,
+            largest_id: None,
             list: Held::Table(table.clone()),
             places: places(table_rows + 1, table_rows),
             cut: RefCell::default(),
@@ -167,7 +172,11 @@ impl Batch {
         self.place(2)
     }
 
-    pub(crate) fn ids(&self) -> u64 {
-        self.place(3)
+    /// The ids, for a table of so many rows.
+    pub(crate) fn ids(&self, rows: usize) -> Result<u64> {
+        match self.largest_id {
+            Some((position, id)) if id as usize >= rows => Err(Error::TokenOutOfRange { id, position, rows }),
+            _ => Ok(self.place(3)),
+        }
     }
 }

@@ -37,7 +37,7 @@ pub struct Device {
     kernels: RefCell<HashMap<Kernel, (CUfunction, u32)>>,
     spare: Spare,
     pieces: RefCell<Pieces>,
-    workspace: RefCell<Option<Buffer>>,
+    workspace: RefCell<Workspace>,
     modules: Modules,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
@@ -48,6 +48,16 @@ pub struct Device {
     can_begin_early: bool,
     /// Whether launches are recorded instead of queued (graph.rs).
     recording: Cell<bool>,
+}
+
+/// What launchers use between them.
+#[derive(Default)]
+struct Workspace {
+    room: Option<Buffer>,
+    /// Whether a recorded launch uses it.
+    is_recorded: bool,
+    /// Earlier ones that recorded launches use. Each has at most half of the next one's size.
+    recorded: Vec<Buffer>,
 }
 
 /// A kernel's name in the fatbins: `<base>[_<float>][_<variant>]`.
@@ -307,13 +317,18 @@ impl Device {
     /// that has run its largest batch allocates nothing more.
     pub(crate) fn workspace(&self, elements: usize) -> Result<u64> {
         let mut workspace = self.workspace.borrow_mut();
-        if workspace.as_ref().is_none_or(|buffer| buffer.len() < elements) {
-            // What is queued may still use the old one.
+        if workspace.room.as_ref().is_none_or(|buffer| buffer.len() < elements) {
+            // What is queued may still use the old one, and what was recorded will.
+            self.not_recording("an allocation")?;
             self.synchronize()?;
-            *workspace = None;
-            *workspace = Some(self.alloc(elements.next_power_of_two(), Float::F32)?);
+            let old = workspace.room.take();
+            if std::mem::take(&mut workspace.is_recorded) {
+                workspace.recorded.extend(old);
+            }
+            workspace.room = Some(self.alloc(elements.next_power_of_two(), Float::F32)?);
         }
-        Ok(workspace.as_ref().map_or(0, |buffer| buffer.pointer(0)))
+        workspace.is_recorded |= self.recording.get();
+        Ok(workspace.room.as_ref().map_or(0, |buffer| buffer.pointer(0)))
     }
 
     pub(crate) fn bind(&self) -> Result<()> {
@@ -391,7 +406,7 @@ impl Device {
         Ok(Ints::new(self.memory_of(len * size_of::<i32>())?, len))
     }
 
-    fn memory_of(&self, bytes: usize) -> Result<Memory> {
+    pub(crate) fn memory_of(&self, bytes: usize) -> Result<Memory> {
         self.not_recording("an allocation")?;
         self.bind()?;
         Memory::new(&self.context, bytes)

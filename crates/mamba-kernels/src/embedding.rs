@@ -7,11 +7,10 @@ use crate::error::{Error, Result};
 use crate::linear::Weight;
 use crate::params::{self, EMBEDDING_TOKENS, EmbeddingBackward, GATHER_ROWS, GATHER_THREADS, Gather};
 
-/// `out[t] = table[ids[t]]` for a batch's tokens, widened to f32; out [tokens, d_model]. The ids are not checked: one
-/// beyond the table reads what is not there.
+/// `out[t] = table[ids[t]]` for a batch's tokens, widened to f32; out [tokens, d_model].
 ///
 /// # Errors
-/// [`Error::Lost`].
+/// [`Error::TokenOutOfRange`], [`Error::Lost`].
 ///
 /// # Panics
 /// If `out` does not lie within its buffer, or is not as wide as the table.
@@ -34,7 +33,7 @@ pub fn embedding(device: &Device, batch: &Batch, table: &Weight, out: RowsMut) -
 /// # Panics
 /// As [`embedding`].
 pub fn lookup(device: &Device, batch: &Batch, table: Rows, out: RowsMut) -> Result<()> {
-    copy_rows(device, "embedding", table, batch.ids(), batch.tokens(), Float::F32, out)
+    copy_rows(device, "embedding", table, batch.ids(table.rows)?, batch.tokens(), Float::F32, out)
 }
 
 /// `out[i] = x[rows[i]]`; out [rows, cols] of x's type.
@@ -83,15 +82,18 @@ fn copy_rows(
 /// out_grad [tokens, d_model] f32, table_grad [vocab, d_model] f32. Rows of no token are left as they are.
 ///
 /// # Errors
-/// [`Error::Unsupported`] for more than 67108864 channels or 2³¹ tokens; [`Error::OutOfMemory`], [`Error::Lost`].
+/// [`Error::TokenOutOfRange`]; [`Error::Unsupported`] for more than 67108864 channels or 2³¹ tokens;
+/// [`Error::OutOfMemory`], [`Error::Lost`].
 ///
 /// # Panics
-/// If an id is no row of the table, a view does not lie within its buffer, or shapes do not fit one another.
+/// If a view does not lie within its buffer, or shapes do not fit one another.
 pub fn backward(device: &Device, ids: &[u32], out_grad: Rows, table_grad: RowsMut) -> Result<()> {
     let (count, channels, vocabulary) = (ids.len(), table_grad.cols, table_grad.rows);
     Error::check("d_model", channels, 1..=1 << 26, "1 to 67108864")?;
     Error::check("the number of tokens of an embedding", count, 0..=i32::MAX as usize, "below 2147483648")?;
-    assert!(ids.iter().all(|id| (*id as usize) < vocabulary), "an id beyond the {vocabulary} rows");
+    if let Some(position) = ids.iter().position(|id| *id as usize >= vocabulary) {
+        return Err(Error::TokenOutOfRange { id: ids[position], position, rows: vocabulary });
+    }
     // Tokens by id, those of one id in their own order.
     let mut order: Vec<i32> = (0..count as i32).collect();
     order.sort_by_key(|token| ids[*token as usize]);

@@ -32,6 +32,16 @@ pub enum Error {
         /// What the kernels take.
         expected: &'static str,
     },
+    /// A batch has an id beyond the embedding's table.
+    #[error("token id {id} at position {position} is out of range, expected one below {rows}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Where it is among the batch's ids.
+        position: usize,
+        /// How many rows the table has.
+        rows: usize,
+    },
     /// The device is beyond use: a kernel failed, the card fell off the bus. The driver refuses all further work of the
     /// process on it.
     #[error("{0}")]

@@ -22,6 +22,7 @@ pub mod matmul;
 pub mod norm;
 pub mod optimizer;
 pub mod pool;
+pub mod quantized;
 pub mod readback;
 pub mod sampling;
 pub mod selective_scan;

@@ -64,26 +64,28 @@ pub fn product(device: &Device, op: Product) -> Result<()> {
         return Ok(());
     }
     if let Some(bias) = bias {
-        let params = BiasRows {
-            out: to,
-            bias: bias.f32s(outputs, "the bias"),
-            out_stride: out.stride as i64,
-            rows: rows as i32,
-            cols: outputs as i32,
-        };
-        let grid = Grid::new([outputs.div_ceil(256), rows.min(1024), 1], 256);
-        device.launch(Kernel::of("bias_rows", out_float), grid, &params)?;
+        fill_with_bias(device, bias, &out)?;
     }
-    let gemm = Gemm { weight, x_stride: x.stride, out_stride: out.stride, out_float, add: bias.is_some() };
+    let gemm = Gemm {
+        weight_stride: inputs,
+        outputs,
+        inputs,
+        float,
+        x_stride: x.stride,
+        out_stride: out.stride,
+        out_float,
+        add: bias.is_some(),
+    };
+    let weight = weight.values.pointer(0);
     if !fixed_rows {
-        return gemm.run(device, from, to, rows);
+        return gemm.run(device, weight, from, to, rows);
     }
     let (x_row, out_row) = (x.stride * float.bytes(), out.stride * out_float.bytes());
     for first in (0..rows).step_by(FIXED_ROWS) {
         let count = FIXED_ROWS.min(rows - first);
         let (from, to) = (from + (first * x_row) as u64, to + (first * out_row) as u64);
         if count == FIXED_ROWS {
-            gemm.run(device, from, to, FIXED_ROWS)?;
+            gemm.run(device, weight, from, to, FIXED_ROWS)?;
             continue;
         }
         // Rows that are not there are whatever lies in the workspace; nothing of them is kept. The copies lie as the
@@ -97,47 +99,67 @@ pub fn product(device: &Device, op: Product) -> Result<()> {
         if bias.is_some() {
             device.copy_rows(to, out_copy, out_row, out_width, count)?;
         }
-        gemm.run(device, x_copy, out_copy, FIXED_ROWS)?;
+        gemm.run(device, weight, x_copy, out_copy, FIXED_ROWS)?;
         device.copy_rows(out_copy, to, out_row, out_width, count)?;
     }
     Ok(())
 }
 
-struct Gemm<'a> {
-    weight: &'a Weight,
-    x_stride: usize,
-    out_stride: usize,
-    out_float: Float,
-    add: bool,
+/// Every row of `out` becomes the bias, rounded to its type.
+pub(crate) fn fill_with_bias(device: &Device, bias: &Buffer, out: &RowsMut) -> Result<()> {
+    let (rows, cols, float) = (out.rows, out.cols, out.view().float());
+    let params = BiasRows {
+        out: out.pointer(rows, cols, float),
+        bias: bias.f32s(cols, "the bias"),
+        out_stride: out.stride as i64,
+        rows: rows as i32,
+        cols: cols as i32,
+    };
+    let grid = Grid::new([cols.div_ceil(256), rows.min(1024), 1], 256);
+    device.launch(Kernel::of("bias_rows", float), grid, &params)
 }
 
-impl Gemm<'_> {
-    /// `rows` rows at `x` to rows at `out`, where `add` added to what is there.
-    fn run(&self, device: &Device, x: u64, out: u64, rows: usize) -> Result<()> {
-        let Self { weight, x_stride, out_stride, out_float, add } = *self;
+/// A product by cuBLAS; all sizes below 2³¹, strides in elements.
+pub(crate) struct Gemm {
+    /// Elements from a row of the weight [outputs, inputs] to the next.
+    pub weight_stride: usize,
+    pub outputs: usize,
+    pub inputs: usize,
+    /// Of the weight and x.
+    pub float: Float,
+    pub x_stride: usize,
+    pub out_stride: usize,
+    pub out_float: Float,
+    /// To what is in out.
+    pub add: bool,
+}
+
+impl Gemm {
+    /// `rows` rows at `x` to rows at `out`, which the caller knows to lie, with the weight, within their buffers.
+    pub(crate) fn run(&self, device: &Device, weight: u64, x: u64, out: u64, rows: usize) -> Result<()> {
+        let Self { weight_stride, outputs, inputs, float, x_stride, out_stride, out_float, add } = *self;
         let kind = |float| match float {
             Float::F32 => sys::cudaDataType::CUDA_R_32F,
             Float::BF16 => sys::cudaDataType::CUDA_R_16BF,
             Float::F16 => sys::cudaDataType::CUDA_R_16F,
         };
         let (one, beta) = (1.0f32, if add { 1.0f32 } else { 0.0 });
-        let float = weight.values.float();
         device.bind()?;
         // cuBLAS counts columns first: its matrices are ours transposed, outᵀ = weight · xᵀ.
-        // SAFETY: `product` checked that all three matrices lie within their buffers, or copied the rows to where there
-        // is room for them; the scalars are on the host, as is the handle's pointer mode.
+        // SAFETY: all three matrices lie where the caller says; the scalars are on the host, as is the handle's pointer
+        // mode.
         unsafe {
             result::gemm_ex(
                 device.blas(),
                 sys::cublasOperation_t::CUBLAS_OP_T,
                 sys::cublasOperation_t::CUBLAS_OP_N,
-                weight.outputs as i32,
+                outputs as i32,
                 rows as i32,
-                weight.inputs as i32,
+                inputs as i32,
                 (&raw const one).cast(),
-                weight.values.pointer(0) as *const c_void,
+                weight as *const c_void,
                 kind(float),
-                weight.inputs as i32,
+                weight_stride as i32,
                 x as *const c_void,
                 kind(float),
                 x_stride as i32,

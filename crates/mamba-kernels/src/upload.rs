@@ -10,6 +10,7 @@ use cudarc::driver::{CudaContext, result};
 use crate::buffer::Buffer;
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::quantized;
 
 /// Bytes of a piece: long enough that neither the start of a copy nor that of the threads which fill it counts.
 const PIECE: usize = 8 << 20;
@@ -77,6 +78,33 @@ impl Device {
     pub fn fill<E>(
         &self,
         buffer: &mut Buffer,
+        fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>> {
+        let total = buffer.len() * buffer.float().bytes();
+        self.fill_pieces(buffer.pointer(0), total, PIECE, fill)
+    }
+
+    /// [`Device::fill`] for a quantized weight, whose pieces are whole rows ([`quantized::Format::row_bytes`]):
+    /// `fill(row, bytes)` is called with the first one's number.
+    ///
+    /// # Errors
+    /// As [`Device::fill`].
+    pub fn fill_rows<E>(
+        &self,
+        weight: &mut quantized::Weight,
+        mut fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>> {
+        let row_bytes = weight.format().row_bytes(weight.inputs());
+        let piece = PIECE / row_bytes * row_bytes;
+        self.fill_pieces(weight.pointer(), weight.bytes(), piece, |at, bytes| fill(at / row_bytes, bytes))
+    }
+
+    /// `total` bytes at `to`, which are the caller's, `piece_bytes` (at most [`PIECE`]) at a time.
+    fn fill_pieces<E>(
+        &self,
+        to: u64,
+        total: usize,
+        piece_bytes: usize,
         mut fill: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
     ) -> Result<Result<(), E>> {
         self.bind()?;
@@ -85,18 +113,17 @@ impl Device {
             Some(pieces) => pieces,
             none => none.insert([Piece::new(self.context())?, Piece::new(self.context())?]),
         };
-        let (total, to) = (buffer.len() * buffer.float().bytes(), buffer.pointer(0));
-        for (i, at) in (0..total).step_by(PIECE).enumerate() {
+        for (i, at) in (0..total).step_by(piece_bytes).enumerate() {
             let piece = &mut pieces[i % 2];
             let read = piece.read;
             // SAFETY: the event is alive. One that was never recorded is not waited for.
             unsafe { result::event::synchronize(read) }
                 .map_err(|e| Error::driver("cuEventSynchronize", e))?;
-            let bytes = &mut piece.bytes()[..PIECE.min(total - at)];
+            let bytes = &mut piece.bytes()[..piece_bytes.min(total - at)];
             if let Err(error) = fill(at, bytes) {
                 return Ok(Err(error));
             }
-            // SAFETY: within the buffer; the pinned bytes stay as they are until the event says that they were read.
+            // SAFETY: within what is there; the pinned bytes stay as they are until the event says that they were read.
             unsafe {
                 result::memcpy_htod_async(to + at as u64, bytes, self.stream())
                     .map_err(|e| Error::driver("cuMemcpyHtoDAsync", e))?;

@@ -18,7 +18,7 @@ use crate::model::{Handle, NativeJob, NativeModel};
 pub struct NativeLoadOptions {
     /// `auto`, `cpu`, `cuda`.
     pub device: Option<String>,
-    /// `f32`, `bf16`, `f16`.
+    /// `f32`, `bf16`, `f16`, `q8_0`, `q4_k`.
     pub dtype: Option<String>,
     /// Threads that compute.
     pub threads: Option<u32>,

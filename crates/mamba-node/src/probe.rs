@@ -2,9 +2,10 @@
 //! the CUDA libraries. Nothing here links to CUDA; everything is looked up at run time, and what does not hold has a
 //! code of its own.
 //!
-//! A driver can hang, so the probe runs on a thread that is waited for only so long.
+//! A driver can hang, so the probe runs on a thread that is waited for only so long. While one hangs, nobody else waits.
 
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::*;
@@ -84,33 +85,48 @@ pub fn probe_cuda(
     })
 }
 
+/// Of a probe that took too long: what its thread will send.
+static LATE: Mutex<Option<Receiver<NativeCudaProbe>>> = Mutex::new(None);
+
 fn probe(places: Vec<NativeLibraryPlace>, timeout_ms: u32) -> NativeCudaProbe {
+    let failed = |reason: String| NativeCudaProbe {
+        code: Some("CUDA_DRIVER_ERROR"),
+        reason: Some(reason),
+        ..NativeCudaProbe::default()
+    };
+    let late = || LATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let hangs = late().as_ref().is_some_and(|late| matches!(late.try_recv(), Err(TryRecvError::Empty)));
+    if hangs {
+        return failed(
+            "the NVIDIA driver has not answered an earlier look at it yet; see whether nvidia-smi does, and restart \
+             the machine if not"
+                .into(),
+        );
+    }
     let (sender, receiver) = mpsc::channel();
     let started = spawn("mamba-probe-driver", move || {
         let mut found = NativeCudaProbe::default();
         if let Err(failure) = platform::probe(&places, &mut found) {
             (found.code, found.reason) = (Some(failure.code), Some(failure.reason));
         }
-        // Nobody receives it any more when it took too long.
         let _ = sender.send(found);
     });
-    let failed = |reason: String| NativeCudaProbe {
-        code: Some("CUDA_DRIVER_ERROR"),
-        reason: Some(reason),
-        ..NativeCudaProbe::default()
-    };
-    match started {
-        Err(error) => failed(error.reason.to_string()),
-        Ok(()) => receiver.recv_timeout(Duration::from_millis(timeout_ms.into())).unwrap_or_else(|error| {
-            failed(match error {
-                RecvTimeoutError::Timeout => format!(
-                    "the NVIDIA driver did not answer within {} s; see whether nvidia-smi does, and restart the \
-                     machine if not",
-                    f64::from(timeout_ms) / 1e3
-                ),
-                RecvTimeoutError::Disconnected => "the thread that asked the NVIDIA driver panicked".into(),
-            })
-        }),
+    if let Err(error) = started {
+        return failed(error.reason.to_string());
+    }
+    match receiver.recv_timeout(Duration::from_millis(timeout_ms.into())) {
+        Ok(found) => found,
+        Err(RecvTimeoutError::Disconnected) => {
+            failed("the thread that asked the NVIDIA driver panicked".into())
+        }
+        Err(RecvTimeoutError::Timeout) => {
+            *late() = Some(receiver);
+            failed(format!(
+                "the NVIDIA driver did not answer within {} s; see whether nvidia-smi does, and restart the machine if \
+                 not",
+                f64::from(timeout_ms) / 1e3
+            ))
+        }
     }
 }
 
@@ -192,11 +208,12 @@ mod platform {
     struct Library(*mut c_void);
 
     impl Library {
-        /// Visible to all that are loaded later, which then find it by its name.
+        /// Whoever asks for its name later gets it. Its symbols are seen by nobody who does not: another addon may bring
+        /// another version of CUDA.
         fn open(name: &str) -> Result<Self, String> {
             let name = CString::new(name).map_err(|_| "its path holds a zero byte".to_string())?;
             // SAFETY: the name ends in a zero. What a library runs when it is loaded is its own affair.
-            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+            let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
             if handle.is_null() { Err(last_error()) } else { Ok(Self(handle)) }
         }
 

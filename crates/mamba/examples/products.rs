@@ -1,6 +1,6 @@
 //! Matrix products of the CPU backend, each path on the shapes of the 130m model: GFLOP/s, and GB/s of weights
-//! where few rows make memory the limit. `cargo run --release -p mamba --example products -- 2 amx` (threads, and
-//! the only instruction set to measure).
+//! where few rows make memory the limit. `cargo run --release -p mamba --example products -- 2 amx q8_0`
+//! (threads, and the only instruction set and type to measure).
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,9 @@ use mamba::cpu::simd::Level;
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
     println!("{:11} {:5} {:>16} {:>5} {:>10} {:>8}", "level", "dtype", "out x in", "rows", "GFLOP/s", "GB/s");
-    let only = std::env::args().nth(2);
-    for level in
-        Level::available().into_iter().filter(|level| only.as_deref().is_none_or(|o| o == level.name()))
-    {
-        for dtype in DType::ALL {
+    let wanted = |argument, name| std::env::args().nth(argument).is_none_or(|only| only == name);
+    for level in Level::available().into_iter().filter(|level| wanted(2, level.name())) {
+        for dtype in DType::ALL.into_iter().filter(|dtype| wanted(3, dtype.name())) {
             for (outputs, inputs) in [(3072, 768), (768, 1536), (50280, 768)] {
                 let mut cpu = Cpu::with_level(threads, level).expect("an available level");
                 let values = (0..outputs * inputs).map(|i| (i % 97) as f32 * 0.01 - 0.48).collect();

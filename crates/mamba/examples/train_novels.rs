@@ -2,42 +2,60 @@
 //!
 //! ```sh
 //! train_novels tokens CORPUS_FOLDER TOKENIZER OUT       # each text cleaned and preceded by token 0, as u16
-//! train_novels run TRAIN VALIDATION OUT.json            # the run; with the feature `cuda` on the GPU, in bf16
+//! train_novels run TRAIN VALIDATION OUT_FOLDER          # the run: log.json, and the model
+//! train_novels evaluate MODEL_FOLDER VALIDATION TRAIN   # losses of any model, the reference's too
 //! ```
 //!
-//! The log is as the official run's: step, seconds, loss, validation loss, learning rate, every 250 steps.
-//! `--steps N` for fewer.
+//! With the feature `cuda` all of it but `tokens` is on the GPU, in bf16 or by `--precision f32` in f32. The log is as the
+//! official run's: step, seconds, loss, validation loss, learning rate, every 250 steps. `--steps N` for fewer, `--seed N`
+//! for another run. A batch's loss varies by 0.05 with its rows, so what two models have learned of the training data is
+//! told by `evaluate`, on the same 240 windows.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use mamba::DType;
+use mamba::checkpoint::{Checkpoint, OpenOptions, save};
 use mamba::config::Config;
 use mamba::generate::philox::uniform;
 use mamba::text::Tokenizer;
-use mamba::train::{Decay, Schedule, Start, TrainBackend, TrainBatch, TrainOptions, Trainer};
+use mamba::train::{Decay, Schedule, Start, TrainBackend, TrainBatch, TrainOptions, Trained, Trainer};
 use serde_json::json;
 
 const ROWS: usize = 48;
 const LENGTH: usize = 1024;
 
+/// Validation windows, as the recipe's `val`.
+const WINDOWS: usize = 40;
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = |i: usize| PathBuf::from(arguments.get(i).expect("a path"));
+    let number = |name: &str, default: u64| {
+        let at = arguments.iter().position(|given| given == name);
+        at.map_or(default, |at| arguments[at + 1].parse().expect("a number"))
+    };
+    let at = arguments.iter().position(|given| given == "--precision");
+    let precision = at.map_or("bf16", |at| &arguments[at + 1]);
     match arguments.first().map(String::as_str) {
         Some("tokens") => tokens(&path(1), &path(2), &path(3)),
         Some("run") => {
-            let steps = arguments
-                .iter()
-                .position(|given| given == "--steps")
-                .map_or(5803, |at| arguments[at + 1].parse().expect("a number of steps"));
-            #[cfg(feature = "cuda")]
-            let backend = mamba::cuda::Cuda::new(mamba::DType::BF16).expect("a GPU");
-            #[cfg(not(feature = "cuda"))]
-            let backend = mamba::cpu::Cpu::new(2).expect("threads");
-            run(backend, &path(1), &path(2), &path(3), steps);
+            let (steps, seed) = (number("--steps", 5803), number("--seed", 0));
+            run(backend(precision), &path(1), &path(2), &path(3), steps, seed);
         }
-        other => panic!("tokens or run, not {other:?}"),
+        Some("evaluate") => evaluate(backend(precision), &path(1), &path(2), &path(3)),
+        other => panic!("tokens, run or evaluate, not {other:?}"),
     }
+}
+
+#[cfg(feature = "cuda")]
+fn backend(precision: &str) -> impl TrainBackend {
+    mamba::cuda::Cuda::new(DType::parse(precision).expect("bf16 or f32")).expect("a GPU")
+}
+
+#[cfg(not(feature = "cuda"))]
+fn backend(_: &str) -> impl TrainBackend {
+    mamba::cpu::Cpu::new(2).expect("threads")
 }
 
 /// As `clean` of the recipe: line ends to \n, runs of blanks to one, at most one empty line in a row, trimmed.
@@ -81,7 +99,49 @@ fn read(file: &Path) -> Vec<u32> {
     bytes.as_chunks::<2>().0.iter().map(|pair| u32::from(u16::from_le_bytes(*pair))).collect()
 }
 
-fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path, steps: u64) {
+/// The mean loss of windows that begin at these tokens, each from a zero state.
+fn mean_loss<B: TrainBackend>(
+    trainer: &mut Trainer<B>,
+    tokens: &[u32],
+    begins: impl ExactSizeIterator<Item = usize>,
+) -> f64 {
+    let count = begins.len() as f64;
+    let losses = begins.map(|begin| {
+        let window = TrainBatch::rows([&tokens[begin..begin + LENGTH + 1]]);
+        let (sum, counted) = trainer.loss(&window).expect("a loss");
+        sum / counted as f64
+    });
+    losses.sum::<f64>() / count
+}
+
+/// As the recipe's `val`: the first windows.
+fn validation_loss<B: TrainBackend>(trainer: &mut Trainer<B>, tokens: &[u32]) -> f64 {
+    mean_loss(trainer, tokens, (0..WINDOWS).map(|window| window * LENGTH))
+}
+
+/// Where draw `i` of a seed has its window.
+fn drawn(seed: u64, i: u64, tokens: &[u32]) -> usize {
+    (uniform(seed, i) * (tokens.len() - LENGTH - 1) as f64) as usize
+}
+
+fn evaluate<B: TrainBackend>(backend: B, model: &Path, validation: &Path, train: &Path) {
+    let checkpoint = Checkpoint::open(model, &OpenOptions::default()).expect("a model");
+    let options = TrainOptions {
+        trained: Trained::Extra,
+        max_tokens: LENGTH,
+        max_sequences: 1,
+        ..TrainOptions::default()
+    };
+    let start = Start::Checkpoint(&checkpoint, 0);
+    let mut trainer = Trainer::new(backend, checkpoint.config().clone(), start, options).expect("a trainer");
+    let (train, validation) = (read(train), read(validation));
+    let train_loss =
+        mean_loss(&mut trainer, &train, (0..240).map(|i: u32| drawn(u64::MAX, i.into(), &train)));
+    let validation_loss = validation_loss(&mut trainer, &validation);
+    println!("{}", json!({ "model": model, "validation_loss": validation_loss, "train_loss": train_loss }));
+}
+
+fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path, steps: u64, seed: u64) {
     let (train, validation) = (read(train), read(validation));
     let config = r#"{"d_model": 256, "n_layer": 12, "vocab_size": 8192}"#;
     let options = TrainOptions {
@@ -91,29 +151,21 @@ fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path,
         ..TrainOptions::default()
     };
     let config = Config::from_json(config).expect("a shape");
-    let mut trainer = Trainer::new(backend, config, Start::Seed(0), options).expect("a trainer");
-    let windows = |k: usize| &validation[k * LENGTH..(k + 1) * LENGTH + 1];
+    let mut trainer = Trainer::new(backend, config, Start::Seed(seed), options).expect("a trainer");
     let mut log = Vec::new();
     let began = Instant::now();
     let mut trained = 0.0;
     for step in 0..steps {
         let from = Instant::now();
         let row = |i: usize| {
-            let draw = uniform(1, step * ROWS as u64 + i as u64);
-            let begin = (draw * (train.len() - LENGTH - 1) as f64) as usize;
+            let begin = drawn(seed + 1, step * ROWS as u64 + i as u64, &train);
             &train[begin..begin + LENGTH + 1]
         };
         let report = trainer.step(&[TrainBatch::rows((0..ROWS).map(row))]).expect("a step");
         trained += from.elapsed().as_secs_f64();
         if report.step % 250 == 0 || report.step == steps {
-            let (sum, counted) = trainer.loss(&TrainBatch::rows((0..40).map(windows))).expect("a loss");
-            let entry = json!([
-                report.step,
-                began.elapsed().as_secs_f64(),
-                report.loss,
-                sum / counted as f64,
-                report.lr
-            ]);
+            let loss = validation_loss(&mut trainer, &validation);
+            let entry = json!([report.step, began.elapsed().as_secs_f64(), report.loss, loss, report.lr]);
             println!("{entry}");
             log.push(entry);
         }
@@ -121,10 +173,13 @@ fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path,
     let tokens = steps as usize * ROWS * LENGTH;
     let summary = json!({
         "steps": steps,
+        "seed": seed,
         "tokens": tokens,
         "tokens_per_second": tokens as f64 / trained,
         "memory_gib": trainer.memory_in_use().map(|bytes| bytes as f64 / f64::from(1 << 30)),
         "log": log,
     });
-    std::fs::write(out, summary.to_string()).expect("the log");
+    let model = trainer.checkpoint().expect("the parameters");
+    save(&model, out, DType::F32, 2, &mut |_, _| Ok(())).expect("the model");
+    std::fs::write(out.join("log.json"), summary.to_string()).expect("the log");
 }

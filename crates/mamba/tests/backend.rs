@@ -17,10 +17,13 @@ use mamba::{DType, Mamba, Result};
 
 type Counts = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 
+/// Of each layer taken: where its state lies, and whether it follows another.
+type Taken = Arc<Mutex<Vec<(usize, bool)>>>;
+
 /// Counts calls. With `whole` it takes layers of one token a sequence whole, and says where their states lie.
 struct Counting {
     counts: Counts,
-    whole: Option<Arc<Mutex<Vec<(usize, bool)>>>>,
+    whole: Option<Taken>,
 }
 
 impl Counting {

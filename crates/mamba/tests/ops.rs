@@ -32,26 +32,6 @@ fn instruction_sets() {
     assert!(Level::available().contains(&Level::Portable));
 }
 
-/// Weights [outputs, inputs] as a type holds them.
-fn rounded(weights: &[f32], inputs: usize, dtype: DType) -> Vec<f32> {
-    let row = |row: &[f32]| {
-        let mut row = row.to_vec();
-        match dtype {
-            DType::F32 => {}
-            DType::BF16 => row.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32()),
-            DType::F16 => row.iter_mut().for_each(|w| *w = half::f16::from_f32(*w).to_f32()),
-            DType::Q8_0 | DType::Q4K => {
-                let format = dtype.format().unwrap();
-                let mut bytes = vec![0; format.row_bytes(inputs)];
-                format.quantize(&row, &mut bytes);
-                format.dequantize(&bytes, &mut row);
-            }
-        }
-        row
-    };
-    weights.chunks(inputs).flat_map(row).collect()
-}
-
 #[test]
 fn linear_matches_its_definition() {
     on_every_cpu(|cpu, rng| {
@@ -61,7 +41,7 @@ fn linear_matches_its_definition() {
             let outputs = rng.pick(&[1, 5, 31, 32, 33, 80, 130]);
             let dtype = rng.pick(&DType::ALL);
             let weights = rng.floats(outputs * inputs, 0.5);
-            let rounded = rounded(&weights, inputs, dtype);
+            let rounded = ops::rounded_weights(&weights, inputs, dtype);
             let tensor = Tensor::from_memory("w", vec![outputs, inputs], weights);
             let weight = cpu.weight(&tensor, dtype).unwrap();
             let bias = (rng.size(0, 1) == 0).then(|| buffer(&rng.floats(outputs, 1.0)));

@@ -33,6 +33,11 @@ fn twenty_steps_are_the_official_ones() {
     training::trajectory(cpu(), &novels(), 1e-4, 1e-3);
 }
 
+#[test]
+fn a_step_is_adamw() {
+    training::steps_are_adamw(cpu());
+}
+
 /// Odd sizes, LayerNorm, biases, a head of its own.
 fn odd() -> Config {
     Config::from_json(
@@ -164,6 +169,24 @@ fn recomputation_gives_the_same_bits() {
 }
 
 #[test]
+fn warming_up_changes_nothing() {
+    for trained in [Trained::All, Trained::State] {
+        let config = plain();
+        let rng = &mut Rng(35);
+        let batch = batch(rng, &config, &[70, 1, 33]);
+        let run = |warm: bool| {
+            let mut trainer = trainer(config.clone(), TrainOptions { trained: trained.clone(), ..options() });
+            if warm {
+                trainer.warm_up().unwrap();
+            }
+            let report = trainer.step(std::slice::from_ref(&batch)).unwrap();
+            (report, all_gradients(&mut trainer), trainer.state().unwrap())
+        };
+        assert!(run(false) == run(true));
+    }
+}
+
+#[test]
 fn threads_and_instruction_sets() {
     let config = plain();
     let rng = &mut Rng(23);
@@ -259,6 +282,9 @@ fn carried_states_go_on() {
     // From a zero state the second piece has another loss.
     let (second, _) = carried.loss(&part(&whole, 64, 200, false)).unwrap();
     let (first, _) = carried.loss(&part(&whole, 0, 64, false)).unwrap();
+    // More sequences than there are states, none of them carried.
+    let fresh = batch(rng, &config, &[20, 5, 9]);
+    assert_eq!(carried.loss(&fresh).unwrap(), one.loss(&fresh).unwrap());
     assert!((first + second - sum).abs() > 1e-3, "the state makes no difference");
 }
 
@@ -445,6 +471,48 @@ fn bad_input() {
         change(&mut options);
         let error = Trainer::new(cpu(), config.clone(), Start::Seed(1), options).err().unwrap();
         assert_eq!(error.code(), "OPTION_INVALID");
+    }
+}
+
+/// Spread and bounds of what the official code draws (`_init_weights` and the mixers' own initialization).
+#[test]
+fn a_new_model_is_drawn_as_the_official_one() {
+    let config = r#"{"d_model": 128, "n_layer": 9, "vocab_size": 512}"#;
+    let mut trainer = trainer(Config::from_json(config).unwrap(), options());
+    let mixer = |what: &str| format!("backbone.layers.4.mixer.{what}");
+    // Uniform in ±bound.
+    for (what, bound) in [
+        ("in_proj.weight", 1.0 / 128f64.sqrt()),
+        ("x_proj.weight", 1.0 / 256f64.sqrt()),
+        ("dt_proj.weight", 1.0 / 8f64.sqrt()),
+        ("out_proj.weight", 1.0 / 256f64.sqrt() / 3.0),
+        ("conv1d.weight", 0.5),
+        ("conv1d.bias", 0.5),
+    ] {
+        let values = trainer.parameter(&mixer(what)).unwrap();
+        let most = values.iter().fold(0.0, |most, x| x.abs().max(most));
+        let deviation =
+            (values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / values.len() as f64).sqrt();
+        assert!(f64::from(most) <= bound && (deviation * 3f64.sqrt() / bound - 1.0).abs() < 0.1, "{what}");
+    }
+    let embedding = trainer.parameter("backbone.embedding.weight").unwrap();
+    let n = embedding.len() as f64;
+    let moment = |power: i32| embedding.iter().map(|x| (f64::from(*x) / 0.02).powi(power)).sum::<f64>() / n;
+    assert!((moment(2) - 1.0).abs() < 0.02 && (moment(4) - 3.0).abs() < 0.1, "no normal draws");
+    // softplus(bias) is log-uniform in 0.001 … 0.1.
+    let steps: Vec<f64> = trainer
+        .parameter(&mixer("dt_proj.bias"))
+        .unwrap()
+        .iter()
+        .map(|bias| f64::from(*bias).exp().ln_1p().log10())
+        .collect();
+    assert!(steps.iter().all(|step| (-3.001..-0.999).contains(step)), "{steps:?}");
+    let mean = steps.iter().sum::<f64>() / steps.len() as f64;
+    assert!((mean + 2.0).abs() < 0.15, "{mean}");
+    let a_log = trainer.parameter(&mixer("A_log")).unwrap();
+    assert!(a_log.iter().enumerate().all(|(i, x)| (x - ((i % 16 + 1) as f32).ln()).abs() < 1e-6));
+    for ones in [mixer("D"), "backbone.layers.4.norm.weight".into(), "backbone.norm_f.weight".into()] {
+        assert!(trainer.parameter(&ones).unwrap().iter().all(|x| *x == 1.0), "{ones}");
     }
 }
 

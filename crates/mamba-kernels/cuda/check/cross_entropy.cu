@@ -24,7 +24,8 @@ template <class T> void launch(const CrossEntropy &p, int rows, cudaStream_t str
 }
 
 // `lead` elements before the first row and after each; `scale` of the logits, around `offset`.
-template <class T> void check(Checks &checks, const std::string &label, int rows, int vocab, int lead, float logit_scale, float offset) {
+template <class T>
+void check(Checks &checks, const std::string &label, int rows, int vocab, int lead, float logit_scale, float offset, float z_loss = 0.f) {
     Pool pool;
     checks.begin();
     const long long stride = vocab + lead;
@@ -36,7 +37,7 @@ template <class T> void check(Checks &checks, const std::string &label, int rows
     T *logits = pool.of(given);
     CrossEntropy p{};
     p.logits = logits + lead, p.targets = pool.of(targets), p.loss = pool.get<float>(rows), p.stride = stride, p.vocab = vocab;
-    p.gradient = 1, p.scale = scale;
+    p.gradient = 1, p.scale = scale, p.z_loss = z_loss;
     launch<T>(p, rows, 0);
     const auto loss = wide(fetch(p.loss, rows));
     const auto after = fetch(logits, elements);
@@ -49,10 +50,11 @@ template <class T> void check(Checks &checks, const std::string &label, int rows
         for (int i = 0; i < vocab; i++) largest = std::max(largest, (double)(float)row[i]);
         for (int i = 0; i < vocab; i++) sum += std::exp((double)(float)row[i] - largest);
         const bool counts = targets[r] >= 0;
-        exact_loss.push_back(counts ? largest + std::log(sum) - (double)(float)row[targets[r]] : 0.);
+        const double log_sum = largest + std::log(sum), z = z_loss;
+        exact_loss.push_back(counts ? log_sum - (double)(float)row[targets[r]] + z * log_sum * log_sum : 0.);
         for (int i = 0; i < vocab; i++) {
             const double softmax = std::exp((double)(float)row[i] - largest) / sum;
-            exact_gradient.push_back(counts ? (double)scale * (softmax - (i == targets[r])) : 0.);
+            exact_gradient.push_back(counts ? (double)scale * (softmax * (1 + 2 * z * log_sum) - (i == targets[r])) : 0.);
             gradient.push_back((double)(float)mine[i]);
             ignored = ignored && (counts || (float)mine[i] == 0.f);
         }
@@ -95,6 +97,7 @@ void check_small(Checks &checks) {
     check<__nv_bfloat16>(checks, "5 x 1000 bf16", 5, 1000, 0, 2, 0);
     check<float>(checks, "5 x 1001, odd f32", 5, 1001, 3, 2, 0);
     check<__half>(checks, "4 x 8203, odd f16", 4, 8203, 1, 2, 0);
+    check<__nv_bfloat16>(checks, "5 x 1000, z-loss bf16", 5, 1000, 0, 2, 0, 0.1f);
 }
 template <class T> void check_all(Checks &checks, const std::string &name) {
     for (int vocab : {1, 2, 7, 8, 511, 4096, 50280, 128256}) {
@@ -104,6 +107,7 @@ template <class T> void check_all(Checks &checks, const std::string &name) {
     check<T>(checks, "600 x 50280 " + name, 600, 50280, 0, 2, 0);
     check<T>(checks, "9 x 50280, sharp " + name, 9, 50280, 8, 20, 0);
     check<T>(checks, "9 x 50280, far from zero " + name, 9, 50280, 0, 1, -300);
+    for (float z_loss : {1e-4f, 0.1f}) check<T>(checks, "9 x 50280, z-loss " + name, 9, 50280, 0, 3, 0, z_loss);
 }
 
 template <class T> void time_one(Timer &timer, Report &report, const std::string &name, int rows, int vocab) {

@@ -240,22 +240,7 @@ template <class T> struct Case {
     }
 };
 
-// Relative L2; where the exact result is zero, the largest absolute value. NaN stays NaN.
-double relative(const std::vector<double> &x, const std::vector<double> &exact) {
-    double e = 0, n = 0, worst = 0;
-    for (size_t i = 0; i < x.size(); i++) {
-        e += (x[i] - exact[i]) * (x[i] - exact[i]);
-        n += exact[i] * exact[i];
-        worst = std::isnan(x[i]) ? x[i] : std::max(worst, std::fabs(x[i]));
-    }
-    return n > 0 ? std::sqrt(e / n) : worst;
-}
-// The error of rounding the exact result to T: what no kernel can beat.
-template <class T> double rounding(const std::vector<double> &exact) {
-    std::vector<double> r;
-    for (double x : exact) r.push_back((double)(float)(T)(float)x);
-    return relative(r, exact);
-}
+using harness::relative, harness::rounding, harness::Timer;
 
 template <class T> bool check(const char *label, const Shape &shape, const std::vector<std::pair<std::string, ScanPlan>> &plans) {
     Case<T> c(shape, 7);
@@ -426,7 +411,6 @@ bool check_all() {
 }
 
 // ----------------------------------------------------------------------------------------- timing
-using harness::Timer;
 
 struct Row {
     int batch, channels, length;

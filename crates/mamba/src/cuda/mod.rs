@@ -1,5 +1,6 @@
 //! The CUDA backend: the first NVIDIA GPU, with a stream of its own for each model. Weights and activations
-//! are f32, bf16 or f16; the residual stream, states, logits and all sums are f32.
+//! are f32, bf16 or f16; beside quantized weights (q8_0, q4_K) activations are f16. The residual stream, states, logits and
+//! all sums are f32.
 //!
 //! Every call is queued on the stream; only [`Backend::read`] and [`Backend::token_logprobs`] wait. The same calls give
 //! the same bits. How many rows a product has may change the order of its sums, as cuBLAS chooses its kernel by it, and
@@ -13,9 +14,8 @@ mod train;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mamba_kernels as kernels;
-use mamba_kernels::linear::{Product, Weight};
 use mamba_kernels::readback::Readback;
-use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States};
+use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States, linear, quantized};
 
 use crate::backend::{Backend, Batch, BlockStep, HeadStep, Later, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
@@ -31,6 +31,24 @@ use crate::ops::selective_scan::SelectiveScan;
 /// Of the first GPU, as the driver counts them (`CUDA_VISIBLE_DEVICES` changes the order).
 const ORDINAL: usize = 0;
 
+/// A matrix of weights [out, in] on the GPU.
+#[derive(Debug)]
+pub enum Weight {
+    /// In the type of activations.
+    Floats(linear::Weight),
+    /// In blocks.
+    Blocks(quantized::Weight),
+}
+
+impl Weight {
+    fn floats(&self) -> Option<&linear::Weight> {
+        match self {
+            Self::Floats(weight) => Some(weight),
+            Self::Blocks(_) => None,
+        }
+    }
+}
+
 /// A GPU.
 pub struct Cuda {
     device: Device,
@@ -41,20 +59,15 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Opens the first GPU, to compute in `dtype`.
+    /// Opens the first GPU, to compute in `dtype`; beside quantized weights in f16.
     ///
     /// # Errors
-    /// `OPTION_INVALID` for a quantized type; `DEVICE_UNAVAILABLE` without a driver, cuBLAS or a GPU; `OUT_OF_MEMORY`.
+    /// `DEVICE_UNAVAILABLE` without a driver, cuBLAS or a GPU; `OUT_OF_MEMORY`.
     pub fn new(dtype: DType) -> Result<Self> {
         let float = match dtype {
             DType::F32 => Float::F32,
             DType::BF16 => Float::BF16,
-            DType::F16 => Float::F16,
-            DType::Q8_0 | DType::Q4K => {
-                let expected =
-                    "`f32`, `bf16` or `f16` on device `cuda` (quantized weights are widened when asked)";
-                return Err(Error::option("dtype", format!("`{}`", dtype.name()), expected));
-            }
+            DType::F16 | DType::Q8_0 | DType::Q4K => Float::F16,
         };
         let device = Device::new(ORDINAL).map_err(|error| convert(error, "the device's context"))?;
         Ok(Self { device, float, deterministic: false, readbacks: Arc::default() })
@@ -131,7 +144,8 @@ impl Backend for Cuda {
         self.device.copy_within(buffer, from, to, len).map_err(failed)
     }
 
-    fn weight(&mut self, tensor: &Tensor, _: DType) -> Result<Weight> {
+    /// In the type of activations, unless `dtype` is quantized: then those are f16 ([`Cuda::new`]).
+    fn weight(&mut self, tensor: &Tensor, dtype: DType) -> Result<Weight> {
         let [outputs, inputs] = tensor.shape[..] else {
             return Err(Error::TensorShape {
                 name: tensor.name.clone(),
@@ -139,15 +153,25 @@ impl Backend for Cuda {
                 actual: tensor.shape.clone(),
             });
         };
-        let values = self.device.alloc(outputs * inputs, self.float);
-        let mut values = values.map_err(|error| convert(error, &tensor.name))?;
-        let fill = |at, piece: &mut [u8]| load::fill(tensor, self.float, at, piece);
-        self.device.fill(&mut values, fill).map_err(failed)??;
-        Ok(Weight { values, outputs, inputs })
+        let no_room = |error| convert(error, &tensor.name);
+        let Some(format) = dtype.format() else {
+            let mut values = self.device.alloc(outputs * inputs, self.float).map_err(no_room)?;
+            let fill = |at, piece: &mut [u8]| load::fill(tensor, self.float, at, piece);
+            self.device.fill(&mut values, fill).map_err(failed)??;
+            return Ok(Weight::Floats(linear::Weight { values, outputs, inputs }));
+        };
+        let packed = load::format(format);
+        let mut weight = quantized::Weight::new(&self.device, packed, outputs, inputs).map_err(no_room)?;
+        let fill = |row, piece: &mut [u8]| load::fill_rows(tensor, format, row, piece);
+        self.device.fill_rows(&mut weight, fill).map_err(failed)??;
+        Ok(Weight::Blocks(weight))
     }
 
     fn weight_bytes(&self, weight: &Weight) -> u64 {
-        (weight.values.len() * weight.values.float().bytes()) as u64
+        (match weight {
+            Weight::Floats(weight) => weight.values.len() * weight.values.float().bytes(),
+            Weight::Blocks(weight) => weight.bytes(),
+        }) as u64
     }
 
     fn plan(&mut self, batch: &Batch) -> Result<kernels::Batch> {
@@ -156,7 +180,12 @@ impl Backend for Cuda {
     }
 
     fn embedding(&mut self, plan: &kernels::Batch, table: &Weight, out: ViewMut<Buffer>) -> Result<()> {
-        kernels::embedding::embedding(&self.device, plan, table, rows_mut(out)).map_err(failed)
+        let out = rows_mut(out);
+        match table {
+            Weight::Floats(table) => kernels::embedding::embedding(&self.device, plan, table, out),
+            Weight::Blocks(table) => quantized::embedding(&self.device, plan, table, out),
+        }
+        .map_err(failed)
     }
 
     fn linear(
@@ -167,8 +196,15 @@ impl Backend for Cuda {
         out: ViewMut<Buffer>,
     ) -> Result<()> {
         let (x, out, fixed_rows) = (rows(x), rows_mut(out), self.deterministic);
-        let op = Product { x, weight, bias, out, fixed_rows };
-        kernels::linear::product(&self.device, op).map_err(failed)
+        match weight {
+            Weight::Floats(weight) => {
+                linear::product(&self.device, linear::Product { x, weight, bias, out, fixed_rows })
+            }
+            Weight::Blocks(weight) => {
+                quantized::product(&self.device, quantized::Product { x, weight, bias, out, fixed_rows })
+            }
+        }
+        .map_err(failed)
     }
 
     fn add_norm(&mut self, op: AddNorm<Buffer>) -> Result<()> {
@@ -219,18 +255,20 @@ impl Backend for Cuda {
     }
 
     fn block_step(&mut self, plan: &kernels::Batch, op: BlockStep<Self>) -> Result<bool> {
+        let weights = [op.in_proj, op.x_proj, op.dt_proj, op.out_proj].map(Weight::floats);
+        let [Some(in_proj), Some(x_proj), Some(dt_proj), Some(out_proj)] = weights else { return Ok(false) };
         let op = kernels::block_step::BlockStep {
             norm: op.norm,
             eps: op.eps,
-            in_proj: op.in_proj,
+            in_proj,
             conv_weight: op.conv_weight,
             conv_bias: op.conv_bias,
-            x_proj: op.x_proj,
-            dt_proj: op.dt_proj,
+            x_proj,
+            dt_proj,
             delta_bias: op.delta_bias,
             a: op.a,
             d: op.d,
-            out_proj: op.out_proj,
+            out_proj,
             state: states(op.state),
             d_conv: op.d_conv,
             follows: op.follows,
@@ -247,11 +285,12 @@ impl Backend for Cuda {
     }
 
     fn head_step(&mut self, op: HeadStep<Self>) -> Result<bool> {
+        let Some(weight) = op.weight.floats() else { return Ok(false) };
         let op = kernels::block_step::Head {
             residual: rows(op.residual),
             norm: op.norm,
             eps: op.eps,
-            weight: op.weight,
+            weight,
             logits: rows_mut(op.logits),
         };
         if self.deterministic || !op.is_supported(&self.device) {
@@ -328,6 +367,9 @@ fn convert(error: kernels::Error, what: &str) -> Error {
             value: value.to_string(),
             expected: format!("{expected} on device `cuda`"),
         },
+        kernels::Error::TokenOutOfRange { id, position, rows } => {
+            Error::TokenOutOfRange { id: id.into(), position, vocab_size: rows }
+        }
         kernels::Error::Lost(reason) => Error::DeviceLost { device: device(), reason },
         kernels::Error::Refused(message) => Error::Internal { message },
     }

@@ -45,7 +45,6 @@ use crate::error::{Error, Result};
 use crate::generate::SessionSnapshot;
 use crate::model::{Model, StateSpec};
 use crate::text::Tokenizer;
-use crate::train::adapter::Adapter;
 
 /// Threads of a model that only turn text into tokens.
 const MAX_TEXT_THREADS: usize = 4;
@@ -345,25 +344,10 @@ impl Mamba {
             state_bytes: 4 * spec.elements() as u64,
             spec,
         });
-        let (names, adapters): (Vec<String>, Vec<Adapter>) = options
-            .adapters
-            .iter()
-            .map(|(name, path)| Ok((name.clone(), Adapter::open(path, &info.config)?)))
-            .collect::<Result<Vec<_>>>()?
-            .into_iter()
-            .unzip();
         let life = Arc::new(Life::default());
         let (engine, messages) = crossbeam_channel::unbounded();
-        let worker = Worker::new(
-            backend,
-            model,
-            info.clone(),
-            tokenizer.clone(),
-            messages,
-            life.clone(),
-            options,
-            &adapters,
-        )?;
+        let worker =
+            Worker::new(backend, model, info.clone(), tokenizer.clone(), messages, life.clone(), options)?;
         let meter = worker.meter.clone();
         spawn("mamba-engine", move || worker.run())?;
         let (intake, jobs) = crossbeam_channel::unbounded();
@@ -385,7 +369,7 @@ impl Mamba {
             pending,
             queue_limit,
             caches_prefixes,
-            adapters: names,
+            adapters: options.adapters.iter().map(|(name, _)| name.clone()).collect(),
             requests,
             refused,
             meter,
@@ -541,8 +525,7 @@ impl Mamba {
     }
 }
 
-/// The GPU, where it is asked for; where the device is left open, only if it is there and can compute in the model's
-/// type.
+/// The GPU, where it is asked for; where the device is left open, only if it is there, and for types that a GPU has run.
 #[cfg(feature = "cuda")]
 fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::cuda::Cuda>> {
     let dtype = options.dtype.unwrap_or_else(|| checkpoint.dtype());
@@ -550,10 +533,9 @@ fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::
     match options.device {
         Device::Cpu => Ok(None),
         Device::Cuda => cuda(),
+        Device::Auto if dtype.format().is_some() => Ok(None),
         Device::Auto => match cuda() {
-            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. } | Error::OptionInvalid { .. }) => {
-                Ok(None)
-            }
+            Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. }) => Ok(None),
             other => other,
         },
     }

@@ -90,7 +90,6 @@ impl<B: Backend> Worker<B> {
         messages: Receiver<Message>,
         life: Arc<Life>,
         options: &LoadOptions,
-        adapters: &[Adapter],
     ) -> Result<Self> {
         let count = options.max_batch;
         // Every slot can decode in one step.
@@ -102,10 +101,15 @@ impl<B: Backend> Worker<B> {
             None => (tokens, LOGIT_ROWS, 0),
         };
         let mut workspace = Workspace::new(&mut backend, &info.config, tokens, logit_rows)?;
-        if !adapters.is_empty() {
+        if !options.adapters.is_empty() {
+            let adapters = options
+                .adapters
+                .iter()
+                .map(|(_, path)| Adapter::open(path, &info.config))
+                .collect::<Result<Vec<_>>>()?;
             // As they were trained, where the processor computes; in the type of activations on a GPU.
             let dtype = if backend.name() == "cpu" { DType::F32 } else { info.dtype };
-            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, adapters, dtype, tokens)?);
+            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, &adapters, dtype, tokens)?);
         }
         let kept = options.kept_on_device(&info, backend.memory().is_some())?;
         let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;

@@ -19,10 +19,13 @@ pub struct Adapters<B: Backend> {
     groups: Vec<Group>,
 }
 
+/// A [rank, in] and B [out, rank], the latter scaled.
+type Factors<B> = (<B as Backend>::Weight, <B as Backend>::Weight);
+
 struct Loaded<B: Backend> {
     rank: usize,
-    /// For each layer and [`Projection`]: A [rank, in] and B [out, rank], the latter scaled.
-    layers: Vec<[Option<(B::Weight, B::Weight)>; 4]>,
+    /// For each layer and [`Projection`].
+    layers: Vec<[Option<Factors<B>>; 4]>,
     /// What every text begins from.
     initial_state: Option<Vec<f32>>,
 }

@@ -32,6 +32,9 @@ pub struct Model<B: Backend> {
     spec: StateSpec,
 }
 
+/// What is done with the logits [n, vocab] of n rows of a decode step, the first of which is its last argument.
+pub type Choose<'a, B> = &'a mut dyn FnMut(&mut B, ViewMut<<B as Backend>::Buffer>, usize) -> Result<()>;
+
 impl<B: Backend> Model<B> {
     /// Prepares all weights of a checkpoint. Matrices are kept in `dtype`; A, D, biases, norms and the
     /// convolution are f32, as in the official implementation. `progress` gets the bytes prepared so far (in
@@ -131,7 +134,7 @@ impl<B: Backend> Model<B> {
         rows: usize,
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
-        choose: &mut dyn FnMut(&mut B, ViewMut<B::Buffer>, usize) -> Result<()>,
+        choose: Choose<B>,
     ) -> Result<()> {
         let mixed = self.run(backend, plan, rows, slots, workspace)?;
         let (d_model, vocab) = (self.config.d_model, self.padded_vocab_size());

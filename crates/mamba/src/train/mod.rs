@@ -261,6 +261,27 @@ impl<B: TrainBackend> Trainer<B> {
         self.backend.memory_in_use()
     }
 
+    /// Computes a batch as large as the options allow, of no meaning, and forgets it: what a device allocates while it
+    /// computes (a GPU's kernels have room of their own) is there from then on.
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`, what the backend gives.
+    pub fn warm_up(&mut self) -> Result<()> {
+        let tokens = self.options.max_tokens;
+        let sequences = self.options.max_sequences.min(tokens);
+        let batch = TrainBatch {
+            ids: vec![0; tokens],
+            targets: vec![0; tokens],
+            cu_seqlens: (0..=sequences).map(|i| i * tokens / sequences).collect(),
+            carried: Vec::new(),
+        };
+        self.forward(&batch)?;
+        self.losses(&batch, Some(1.0 / tokens as f32))?;
+        self.backward(None)?;
+        self.states = States::new(&self.config);
+        self.zero_gradients()
+    }
+
     /// One step on the targets of all batches together (gradient accumulation: each batch is computed by itself): their
     /// mean loss, its gradients, and an update of the parameters. Carried sequences go on from the batch before, through
     /// which no gradient flows.

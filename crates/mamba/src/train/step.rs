@@ -47,7 +47,8 @@ impl<B: TrainBackend> Trainer<B> {
             Some(_) => (0..batch.sequences()).filter(fresh).collect(),
             None => Vec::new(),
         };
-        if !batch.carried.is_empty() || self.layout.initial_state.is_some() {
+        let keeps = !batch.carried.is_empty() || self.states.buffers().is_some();
+        if keeps || self.layout.initial_state.is_some() {
             self.states.reserve(&mut self.backend, batch.sequences())?;
         }
         let plan = self.plan(batch)?;
@@ -62,8 +63,9 @@ impl<B: TrainBackend> Trainer<B> {
             self.backend.copy(places.all(&states.last), places.all_mut(&mut states.initial), false)?;
         }
         let tokens = batch.ids.len();
-        let (mut layers, embedding) = self.layers(tokens);
-        let table = layers.parameters.matrix(embedding);
+        let mut layers = self.layers(tokens);
+        // In f32: the residual stream that it begins is.
+        let table = &layers.parameters.values[layers.layout.embedding];
         let Config { d_model, padded_vocab_size: vocab, n_layer, .. } = *layers.config;
         let residual = ViewMut::dense(&mut layers.activations.residual[0], tokens, d_model);
         layers.backend.lookup(&plan, View::dense(table, vocab, d_model), residual)?;
@@ -76,10 +78,9 @@ impl<B: TrainBackend> Trainer<B> {
         Ok(())
     }
 
-    fn layers(&mut self, tokens: usize) -> (Layers<'_, B>, usize) {
+    fn layers(&mut self, tokens: usize) -> Layers<'_, B> {
         let Self { backend, config, options, layout, parameters, activations, states, .. } = self;
-        let embedding = layout.embedding;
-        (Layers { backend, config, options, layout, parameters, activations, states, tokens }, embedding)
+        Layers { backend, config, options, layout, parameters, activations, states, tokens }
     }
 
     /// The losses of a batch's tokens; with a scale also the gradients of `scale` times their sum: by the hidden states in
@@ -167,20 +168,17 @@ impl<B: TrainBackend> Trainer<B> {
             }
             self.backend.copy(places.all(&states.initial), places.all_mut(&mut states.again), false)?;
         }
-        let embedding = self.layout.embedding;
-        let (mut layers, _) = self.layers(tokens);
+        let mut layers = self.layers(tokens);
+        let pass = if layers.options.recompute { Pass::Again } else { Pass::Cheap };
         layers.norm_backward(None)?;
         for layer in (0..layers.config.n_layer).rev() {
             layers.norm(Some(layer), false)?;
-            layers.mixer(
-                &pending.plan,
-                layer,
-                if layers.options.recompute { Pass::Again } else { Pass::Cheap },
-            )?;
+            layers.mixer(&pending.plan, layer, pass)?;
             layers.mixer_backward(&pending.plan, layer)?;
             layers.norm_backward(Some(layer))?;
         }
         let Self { backend, config, parameters, activations, states, layout, .. } = self;
+        let embedding = layout.embedding;
         if parameters.is_trained(embedding) {
             let grad = View::dense(&activations.residual_grad, tokens, config.d_model);
             let table = ViewMut::dense(

@@ -43,6 +43,26 @@ pub fn rounded(exact: &[f64], dtype: DType) -> Vec<f32> {
     exact.iter().map(round).collect()
 }
 
+/// Weights [outputs, inputs] as a type holds them.
+pub fn rounded_weights(weights: &[f32], inputs: usize, dtype: DType) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let mut row = row.to_vec();
+        match dtype {
+            DType::F32 => {}
+            DType::BF16 => row.iter_mut().for_each(|w| *w = half::bf16::from_f32(*w).to_f32()),
+            DType::F16 => row.iter_mut().for_each(|w| *w = half::f16::from_f32(*w).to_f32()),
+            DType::Q8_0 | DType::Q4K => {
+                let format = dtype.format().unwrap();
+                let mut bytes = vec![0; format.row_bytes(inputs)];
+                format.quantize(&row, &mut bytes);
+                format.dequantize(&bytes, &mut row);
+            }
+        }
+        row
+    };
+    weights.chunks(inputs).flat_map(row).collect()
+}
+
 /// An f32 buffer of these values.
 pub fn buffer<B: Backend>(backend: &mut B, values: &[f32]) -> B::Buffer {
     let mut buffer = backend.alloc(values.len(), "test").unwrap();

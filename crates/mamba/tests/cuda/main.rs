@@ -7,6 +7,7 @@ mod common;
 mod decode;
 mod gradients;
 mod launchers;
+mod quantized;
 mod sampling;
 mod training;
 
@@ -267,15 +268,33 @@ fn engine_answers_as_on_the_cpu() {
     assert_eq!(run(&cuda), run(&cpu));
 }
 
+/// Until a GPU has run them, the others are the CPU's.
 #[test]
-fn quantized_types_are_refused() {
+fn auto_takes_the_gpu_for_floats() {
+    for dtype in DTYPES {
+        assert_eq!(load(Device::Auto, dtype).info().device, "cuda");
+    }
     for dtype in [DType::Q8_0, DType::Q4K] {
-        let error = Cuda::new(dtype).err().unwrap();
-        assert_eq!(error.code(), "OPTION_INVALID");
-        assert!(error.to_string().contains("`f32`, `bf16` or `f16`"), "{error}");
         assert_eq!(load(Device::Auto, dtype).info().device, "cpu");
     }
-    assert_eq!(load(Device::Auto, DType::BF16).info().device, "cuda");
+}
+
+#[test]
+fn an_id_beyond_the_embedding_is_an_error() {
+    for dtype in DType::ALL {
+        let mut runner = runner(dtype);
+        let vocab = runner.model.padded_vocab_size();
+        let mut batch = Batch::new();
+        batch.push(&[0, vocab as u32 - 1], 0, true);
+        runner.step(&batch);
+        batch.push(&[1, vocab as u32], 1, true);
+        let Runner { backend, model, slots, workspace } = &mut runner;
+        let error = model.forward(backend, &batch, slots, workspace).err().unwrap();
+        assert!(
+            matches!(error, Error::TokenOutOfRange { id, position: 3, vocab_size } if id == vocab as i64 && vocab_size == vocab),
+            "{error:?}"
+        );
+    }
 }
 
 #[test]

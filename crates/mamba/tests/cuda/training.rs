@@ -5,7 +5,7 @@ use mamba::checkpoint::{Checkpoint, OpenOptions};
 use mamba::config::Config;
 use mamba::cpu::Cpu;
 use mamba::cuda::Cuda;
-use mamba::train::{Schedule, Start, TrainBackend, TrainBatch, TrainOptions, Trained, Trainer};
+use mamba::train::{Decay, Schedule, Start, TrainBackend, TrainBatch, TrainOptions, Trained, Trainer};
 
 use crate::common::training;
 use crate::common::{Rng, here, relative_l2, wide};
@@ -32,6 +32,52 @@ fn training_twenty_steps_are_the_official_ones() {
     training::trajectory(cuda(DType::F32), &novels(), 1e-4, 1e-3);
     // The norm of gradients that are rounded to 8 bits at every step on their way.
     training::trajectory(cuda(DType::BF16), &novels(), 1e-2, 5e-2);
+}
+
+#[test]
+fn training_steps_are_adamw() {
+    for dtype in [DType::F32, DType::BF16] {
+        training::steps_are_adamw(cuda(dtype));
+    }
+}
+
+/// The first steps of a new model on batches of the reference model's recipe: 48 rows of 1024 tokens, which are logits in
+/// several pieces and sums over fifty thousand rows.
+#[test]
+fn training_on_large_batches_is_as_on_the_cpu() {
+    let ids = training::stream();
+    let config = novels().config().clone();
+    let options = TrainOptions {
+        schedule: Schedule { lr: 3e-3, min_lr: 1e-5, warmup: 200, steps: 5803, decay: Decay::Cosine },
+        max_tokens: 48 * 1024,
+        max_sequences: 48,
+        ..TrainOptions::default()
+    };
+    let rows = |from: usize| TrainBatch::rows((0..48).map(|row| &ids[from + 450 * row..][..1025]));
+    let threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let new = |options: &TrainOptions| (config.clone(), Start::Seed(0), options.clone());
+    let (shape, start, given) = new(&options);
+    let mut cpu = Trainer::new(Cpu::new(threads).unwrap(), shape, start, given).unwrap();
+    let mut gpus = [DType::F32, DType::BF16].map(|dtype| {
+        let (shape, start, given) = new(&options);
+        Trainer::new(cuda(dtype), shape, start, given).unwrap()
+    });
+    for step in 0..2 {
+        let batch = rows(100 * step);
+        let truth = cpu.step(std::slice::from_ref(&batch)).unwrap();
+        let expected = gradients(&mut cpu);
+        // f32 differs by the order of sums; bf16 is rounded to 8 bits at every step of its way.
+        for (gpu, (loss_bound, bound)) in gpus.iter_mut().zip([(1e-5, 1e-3), (1e-3, 5e-2)]) {
+            let report = gpu.step(std::slice::from_ref(&batch)).unwrap();
+            assert!((report.loss / truth.loss - 1.0).abs() < loss_bound, "{report:?} {truth:?}");
+            let whole = f64::from(truth.grad_norm);
+            for ((name, actual), (_, expected)) in gradients(gpu).iter().zip(&expected) {
+                let norm = wide(expected).iter().map(|g| g * g).sum::<f64>().sqrt();
+                let error = relative_l2(actual, &wide(expected)) * norm / (norm + 1e-3 * whole);
+                assert!(error < bound, "step {step}: {name} {error:.2e}, expected {bound}");
+            }
+        }
+    }
 }
 
 /// A batch with sequences of these lengths.

@@ -198,26 +198,21 @@ impl Kernel for Backward<'_> {
 
 impl Backward<'_> {
     /// The carried gradient of the range: [d_state, to − from].
-    unsafe fn carried(&self) -> &mut [f32] {
+    unsafe fn carried(&self) -> *mut f32 {
         // SAFETY: behind the sums of dB and dC, see `backward`: d_state · CHANNELS elements.
-        unsafe {
-            let start = self.scratch.add(2 * CHUNK * self.d_state * MAX_LANES);
-            std::slice::from_raw_parts_mut(start, self.d_state * (self.to - self.from))
-        }
+        unsafe { self.scratch.add(2 * CHUNK * self.d_state * MAX_LANES) }
     }
 
     unsafe fn begin_sequence(&self, sequence: usize) {
         let width = self.to - self.from;
         // SAFETY: the slot's states are in range.
         unsafe {
-            for (n, g) in self.carried().chunks_exact_mut(width).enumerate() {
-                match self.last_grad {
-                    Some(slots) => {
-                        let at = self.batch.slots[sequence] * slots.stride + n * self.d_inner + self.from;
-                        g.copy_from_slice(std::slice::from_raw_parts(slots.start.add(at), width));
-                    }
-                    None => g.fill(0.0),
-                }
+            let Some(slots) = self.last_grad else {
+                return self.carried().write_bytes(0, self.d_state * width);
+            };
+            for n in 0..self.d_state {
+                let at = self.batch.slots[sequence] * slots.stride + n * self.d_inner + self.from;
+                self.carried().add(n * width).copy_from_nonoverlapping(slots.start.add(at), width);
             }
         }
     }
@@ -227,10 +222,14 @@ impl Backward<'_> {
         let width = self.to - self.from;
         // SAFETY: the slot's states are in range, and the range's channels this task's alone.
         unsafe {
-            for (n, g) in self.carried().chunks_exact(width).enumerate() {
+            for n in 0..self.d_state {
                 let at = self.batch.slots[sequence] * slots.stride + n * self.d_inner + self.from;
-                let to = std::slice::from_raw_parts_mut(slots.start.add(at), width);
-                if self.batch.fresh[sequence] { to.fill(0.0) } else { to.copy_from_slice(g) }
+                let to = slots.start.add(at);
+                if self.batch.fresh[sequence] {
+                    to.write_bytes(0, width);
+                } else {
+                    to.copy_from_nonoverlapping(self.carried().add(n * width), width);
+                }
             }
         }
     }
@@ -316,7 +315,7 @@ impl Backward<'_> {
                     let dc = dc.add(t * S::LANES);
                     S::store(dc, S::mul_add(step.sum_grad, h, S::load(dc)));
                 }
-                let g_at = self.carried().as_mut_ptr().add(n * width + channel - self.from);
+                let g_at = self.carried().add(n * width + channel - self.from);
                 let mut g = S::load_first(g_at, lanes);
                 let mut a_grad = S::load_first(self.a_grad.add(at), lanes);
                 for (t, (step, [decay, decayed])) in all.iter_mut().zip(&decays).enumerate().rev() {

@@ -11,8 +11,8 @@ pub mod wav;
 
 pub use batches::{Batches, Layout, Order, TokenBatch};
 pub use fasta::FastaOptions;
-pub(super) use sources::read_lines;
 pub use sources::{Format, Sources, prepare};
+pub(super) use sources::{read_lines, token_ids};
 pub(super) use split::permutation;
 pub use split::{Span, split};
 pub use token_file::{TokenFile, TokenWriter};

@@ -235,14 +235,18 @@ fn document(path: &Path, line: usize, text: &str, field: &str) -> Result<Documen
     let value: Value = serde_json::from_str(text).map_err(|error| invalid(format!("not JSON ({error})")))?;
     match &value[field] {
         Value::String(text) => Ok(Document::Text(text.clone())),
-        Value::Array(ids) => {
-            let ids = ids.iter().map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()));
-            let ids = ids.collect::<Option<Vec<u32>>>();
-            ids.map(Document::Ids)
-                .ok_or_else(|| invalid(format!("`{field}` holds something that is no token id")))
-        }
+        Value::Array(ids) => token_ids(ids, field).map(Document::Ids).map_err(invalid),
         _ => Err(invalid(format!("no `{field}` that is a text or a list of token ids"))),
     }
+}
+
+/// Token ids of a field; the error is what is wrong with it.
+pub(crate) fn token_ids(values: &[Value], field: &str) -> std::result::Result<Vec<u32>, String> {
+    let id = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| format!("`{field}` holds {value}, expected token ids"))
+    };
+    values.iter().map(id).collect()
 }
 
 /// Encodes on all processors; the ids are in the order of the documents.
@@ -455,7 +459,7 @@ mod tests {
             ("x.txt", b"", "DATA_EMPTY", "no training data"),
             ("x.jsonl", b"{\"text\":\"a\"}\n{\"txt\":\"b\"}\n", "DATA_INVALID", "line 2: no `text`"),
             ("x.jsonl", b"{\"text\":\"a\"}\n{", "DATA_INVALID", "line 2: not JSON"),
-            ("x.jsonl", b"{\"text\":[1,-1]}", "DATA_INVALID", "no token id"),
+            ("x.jsonl", b"{\"text\":[1,-1]}", "DATA_INVALID", "`text` holds -1"),
             ("x.jsonl", b"{\"text\":[1,900]}", "TOKEN_OUT_OF_RANGE", "900"),
             ("x.fa", b">a\nACZ\n", "DATA_INVALID", "`A` is no token"),
             ("x.dat", b"a", "OPTION_INVALID", "x.dat"),

@@ -28,16 +28,15 @@ pub enum TokenizerKind {
     Bytes,
 }
 
+/// Hands each text on to the function that it gets.
+pub type Texts<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&str)) -> Result<()>;
+
 /// Makes a tokenizer of the texts that `texts` hands on, and writes its `tokenizer.json`. The same texts give the same
 /// file.
 ///
 /// # Errors
 /// What `texts` gives; `OPTION_INVALID` (`vocabSize`), `DATA_EMPTY`, `TOKENIZER_INVALID`, `DISK_FULL`, `IO_ERROR`.
-pub fn train_tokenizer(
-    kind: TokenizerKind,
-    path: &Path,
-    texts: &mut dyn FnMut(&mut dyn FnMut(&str)) -> Result<()>,
-) -> Result<()> {
+pub fn train_tokenizer(kind: TokenizerKind, path: &Path, texts: Texts) -> Result<()> {
     let failed = |error: Box<dyn std::error::Error + Send + Sync>| Error::TokenizerInvalid {
         path: path.into(),
         reason: error.to_string(),

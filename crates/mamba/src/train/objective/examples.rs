@@ -11,7 +11,7 @@
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::super::data::{Format, Sources, read_lines};
+use super::super::data::{Format, Sources, read_lines, token_ids};
 use super::super::run::ObjectiveConfig;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
@@ -80,13 +80,7 @@ impl Examples {
                 let text = |what: &str, value: &Value| -> Result<Vec<u32>> {
                     let mut ids = match value {
                         Value::String(text) => tokenizer.ok_or(Error::TokenizerMissing)?.encode(text)?,
-                        Value::Array(ids) => ids
-                            .iter()
-                            .map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
-                            .collect::<Option<_>>()
-                            .ok_or_else(|| {
-                                invalid(format!("`{what}` holds something that is no token id"))
-                            })?,
+                        Value::Array(ids) => token_ids(ids, what).map_err(&invalid)?,
                         _ => {
                             return Err(invalid(format!(
                                 "no `{what}` that is a text or a list of token ids"

@@ -78,7 +78,7 @@ impl Language {
             go_on(trainer, before.as_ref(), &batches[0])?;
         }
         let tokens = batches.iter().map(|batch| batch.ids.len()).sum();
-        let batches: Vec<_> = batches.into_iter().map(to_train).collect();
+        let batches: Vec<_> = batches.into_iter().map(|batch| to_train(batch, self.order)).collect();
         Ok((trainer.step(&batches)?, tokens))
     }
 
@@ -92,7 +92,7 @@ impl Language {
         let (mut sum, mut counted) = (0.0, 0);
         for number in 0..self.validation_batches {
             let Some(batch) = held_out.in_order(number)? else { break };
-            let (loss, tokens) = trainer.loss(&to_train(batch))?;
+            let (loss, tokens) = trainer.loss(&to_train(batch, self.order))?;
             (sum, counted) = (sum + loss, counted + tokens);
         }
         if !carried.is_empty() {
@@ -102,12 +102,17 @@ impl Language {
     }
 }
 
-fn to_train(batch: TokenBatch) -> TrainBatch {
+/// States are kept, and take room, only where rows go on.
+fn to_train(batch: TokenBatch, order: Order) -> TrainBatch {
+    let carried = match order {
+        Order::Carried => batch.continues.iter().map(Option::is_some).collect(),
+        Order::Documents | Order::Windows => Vec::new(),
+    };
     TrainBatch {
         ids: batch.ids,
         targets: batch.targets.into_iter().map(|id| id as i32).collect(),
         cu_seqlens: batch.cu_seqlens,
-        carried: batch.continues.iter().map(Option::is_some).collect(),
+        carried,
     }
 }
 
@@ -202,7 +207,7 @@ mod tests {
         let language = |length| Language::new(&file, &spans, &[], layout(length), 1, 1).unwrap();
         let (mut whole, mut parts) = (language(72), language(12));
         assert_eq!((whole.batches.per_epoch(), parts.batches.per_epoch()), (1, 6));
-        let all = to_train(whole.batches.batch(0).unwrap());
+        let all = to_train(whole.batches.batch(0).unwrap(), whole.order);
         let (expected, counted) = trainer(&whole, 144).loss(&all).unwrap();
         let mut trainer = trainer(&parts, 24);
         let (mut sum, mut tokens) = (0.0, 0);
@@ -210,7 +215,7 @@ mod tests {
             let batch = parts.batches.batch(number).unwrap();
             let before = if number > 0 { Some(parts.batches.batch(number - 1).unwrap()) } else { None };
             go_on(&mut trainer, before.as_ref(), &batch).unwrap();
-            let (loss, n) = trainer.loss(&to_train(batch)).unwrap();
+            let (loss, n) = trainer.loss(&to_train(batch, parts.order)).unwrap();
             (sum, tokens) = (sum + loss, tokens + n);
         }
         assert_eq!(tokens, counted);

@@ -459,7 +459,10 @@ fn trainer<B: TrainBackend>(
         let backend = backend(config)?;
         let on_cpu = backend.name() == "cpu";
         let (before, available) = (memory::addresses(), memory::available());
-        let trainer = Trainer::new(backend, model.clone(), start, options.clone())?;
+        let mut trainer = Trainer::new(backend, model.clone(), start, options.clone())?;
+        if !on_cpu {
+            trainer.warm_up()?;
+        }
         let asked = memory::addresses().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
         match available.filter(|available| on_cpu && asked > *available) {
             Some(free) => Err(Error::OutOfMemory { bytes: asked, what: "training".into(), free: Some(free) }),
