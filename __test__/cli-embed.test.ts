@@ -159,6 +159,12 @@ test('--resume refuses another input, model or option than the output was begun 
   t.false(existsSync(`${output}.new`))
 })
 
+testLinux('an input that cannot be read: one line that says so', (t) => {
+  const { status, stdout, stderr } = run(['embed', '/proc/self/mem'])
+  t.deepEqual([status, stdout], [1, ''])
+  t.regex(stderr, /^IO_ERROR: \/proc\/self\/mem: .*EIO.*\n$/)
+})
+
 testPosix('Ctrl-C ends it with 130, whole records in the output', async (t) => {
   const folder = temporaryFolder(t)
   const [input, output] = [join(folder, 'in.jsonl'), join(folder, 'out.jsonl')]

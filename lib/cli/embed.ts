@@ -175,15 +175,17 @@ interface Source {
 }
 
 async function openInput(input: string | undefined, name: string): Promise<Source> {
-  if (name === 'standard input') {
+  if (input === undefined || input === '-') {
     const stat = fstatSync(0)
     return { stream: process.stdin, ...(stat.isFile() && { size: stat.size }) }
   }
   try {
-    const handle = await open(input!)
+    const handle = await open(input)
     const stat = await handle.stat()
-    if (stat.isDirectory())
+    if (stat.isDirectory()) {
+      await handle.close()
       throw new MambaError('IO_ERROR', `${name} is a folder, expected a file of JSON lines`)
+    }
     const stream = createReadStream(name, { fd: handle, highWaterMark: 1 << 18 })
     return { stream, ...(stat.isFile() && { size: stat.size }) } as Source
   } catch (error) {
@@ -263,7 +265,7 @@ function toPlace(json: string, file: string): Place {
  */
 async function skip(
   items: AsyncGenerator<Item>,
-  { place, file, handle: _handle }: Output,
+  { place, file }: Output,
   embed: (text: string) => Promise<Float32Array>,
   name: string,
 ): Promise<number> {
