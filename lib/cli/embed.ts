@@ -157,8 +157,11 @@ async function* readItems(lines: AsyncIterable<Line>, name: string): AsyncGenera
   }
 }
 
+/** What every record begins with. */
+const recordStart = '{"line":'
+
 function record({ line, id }: Item, vector: Float32Array, encoding: 'float' | 'base64'): string {
-  const start = `{"line":${line}${id === undefined ? '' : `,"id":${JSON.stringify(id)}`},"embedding":`
+  const start = `${recordStart}${line}${id === undefined ? '' : `,"id":${JSON.stringify(id)}`},"embedding":`
   if (encoding === 'base64') {
     return `${start}"${Buffer.from(vector.buffer, vector.byteOffset, vector.byteLength).toString('base64')}"}\n`
   }
@@ -239,7 +242,12 @@ async function lastRecord(
     const last = tail.lastIndexOf(10)
     const before = last <= 0 ? -1 : tail.lastIndexOf(10, last - 1)
     if (before === -1 && start > 0) continue // it begins further up
-    if (last === -1) return { place: { line: 0 }, end: 0 }
+    if (last === -1) {
+      // Only the beginning of a first record may be cut off; anything else is somebody's file.
+      const found = tail.toString('latin1', 0, recordStart.length)
+      if (!recordStart.startsWith(found)) throw noRecord(file)
+      return { place: { line: 0 }, end: 0 }
+    }
     return { place: toPlace(tail.toString('utf8', before + 1, last), file), end: start + last + 1 }
   }
 }
@@ -253,7 +261,11 @@ function toPlace(json: string, file: string): Place {
       : Float32Array.from(embedding as number[])
     if (Number.isSafeInteger(line) && line > 0 && vector.length > 0) return { line, vector }
   } catch {}
-  throw new MambaError(
+  throw noRecord(file)
+}
+
+function noRecord(file: string): MambaError {
+  return new MambaError(
     'INVALID_ARGUMENT',
     `the last line of ${file} is no record of this command, so --resume cannot go on with it; name another output`,
   )
