@@ -1,9 +1,11 @@
 // Chat templates and the process that they run in: what they are given, and what happens to the process.
-import { readFileSync } from 'node:fs'
+import { cpSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
 import test from 'ava'
-import { ChatTemplate } from 'node-mamba'
-import { failure } from './helpers/model.js'
+import { ChatTemplate, Mamba } from 'node-mamba'
+import { temporaryFolder } from './helpers/folder.js'
+import { failure, modelFolder } from './helpers/model.js'
 
 const testLinux = process.platform === 'linux' ? test : test.skip
 
@@ -31,4 +33,14 @@ testLinux('a process that was killed while it was idle is replaced', async (t) =
   process.kill(child!, 'SIGKILL')
   while (children().includes(child!)) await wait(5)
   t.is(await template.render(hello), 'Hello\n')
+})
+
+test('chat refuses what is no list of stop tokens', async (t) => {
+  const folder = join(temporaryFolder(t), 'model')
+  cpSync(modelFolder, folder, { recursive: true })
+  writeFileSync(join(folder, 'chat_template.jinja'), turns)
+  const model = await Mamba.load(folder)
+  t.teardown(() => model.dispose())
+  const chat = model.chat(hello, { stopTokens: 5 as never })
+  await t.throwsAsync(chat, failure('INVALID_ARGUMENT', /`stopTokens` is 5/))
 })

@@ -214,6 +214,7 @@ test('texts and ids as they come are kept with the run, and not read again when 
 test('an abort does not wait for a source that gives nothing', async (t) => {
   const controller = new AbortController()
   async function* silent(): AsyncGenerator<TrainExample> {
+    yield 'a text'
     controller.abort(new Error('enough'))
     await new Promise(() => {})
   }
