@@ -1,5 +1,7 @@
 // Clients that leave, do not read, or send nonsense: they hold up nobody, and shutting down waits for the others.
+import { execFile } from 'node:child_process'
 import { once } from 'node:events'
+import { promisify } from 'node:util'
 import test from 'ava'
 import { Mamba } from 'node-mamba'
 import { events, metric, open, raw, testServer, until } from './helpers/server.js'
@@ -149,6 +151,22 @@ test.serial('nonsense instead of HTTP, and requests that stop half-way', async (
   const [refusal] = (await once(tooLarge, 'data')) as [Buffer]
   t.regex(refusal.toString(), /^HTTP\/1\.1 413 [^]*body_too_large/)
   tooLarge.destroy()
+  t.is((await post(url, short)).status, 200)
+})
+
+test.serial('a client that is still sending too large a body gets the answer', async (t) => {
+  const { url } = await testServer(t, model)
+  // A process of its own, so that it sends while the server answers.
+  const client = `
+    for (let i = 0; i < 12; i++) {
+      const headers = { 'content-type': 'application/json' }
+      const answer = await fetch('${url}/v1/completions', { method: 'POST', headers, body: 'x'.repeat(6e6) })
+      console.log(answer.status, (await answer.json()).error.code)
+    }`
+  const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', client], {
+    env: { ...process.env, NODE_OPTIONS: '' },
+  })
+  t.deepEqual(stdout.trim().split('\n'), Array(12).fill('413 body_too_large'))
   t.is((await post(url, short)).status, 200)
 })
 

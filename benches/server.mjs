@@ -153,7 +153,8 @@ async function measure(name, source) {
     dtype: model.dtype,
     threads: model.threads,
     tokensPerSecond: rates,
-    serverOverLibrary: Number((median(rates.server) / median(rates.library)).toFixed(3)),
+    // Of each round, whose two measurements share what else the machine does.
+    serverOverLibrary: Number(median(rates.server.map((rate, i) => rate / rates.library[i])).toFixed(3)),
     // Of JavaScript and of writing to the sockets; the model computes on threads of its own.
     mainThreadMicrosecondsPerToken: Math.round(perToken),
     first,

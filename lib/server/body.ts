@@ -32,9 +32,7 @@ export async function readBody<S extends z.ZodType>(
 
 async function readBytes(c: Context, maxBytes: number): Promise<Uint8Array> {
   const tooLarge = () =>
-    new ApiError(413, 'body_too_large', `the body is too large, expected at most ${maxBytes} bytes`, {
-      headers: { Connection: 'close' }, // the rest of it is not waited for
-    })
+    new ApiError(413, 'body_too_large', `the body is too large, expected at most ${maxBytes} bytes`)
   const incomplete = (cause: unknown) => {
     throw new ApiError(400, 'body_incomplete', 'the body ended too early', { cause })
   }
