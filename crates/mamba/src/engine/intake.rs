@@ -141,10 +141,14 @@ impl EmbedGroup {
         }
     }
 
-    /// One failing text fails the request.
+    /// One failing text fails the request. Who sees that it has failed and says so too comes too late: the first error
+    /// is the answer.
     pub fn fail(&self, error: Error) {
-        self.failed.store(true, Ordering::Release);
-        let reply = self.results().reply.take();
+        let reply = {
+            let mut results = self.results();
+            self.failed.store(true, Ordering::Release);
+            results.reply.take()
+        };
         if let Some(reply) = reply {
             reply.finish(Err(error));
         }
