@@ -285,12 +285,13 @@ pub(crate) fn admit(
             return reply.finish(Ok(Output::Embeddings { dimensions, data: Vec::new(), tokens: 0 }));
         }
         let cancel = reply.cancel.clone();
-        let results = EmbedResults {
-            data: vec![0.0; inputs.len() * dimensions],
-            left: inputs.len(),
-            tokens: 0,
-            reply: Some(reply),
-        };
+        let (mut data, elements) = (Vec::new(), inputs.len().saturating_mul(dimensions));
+        if data.try_reserve_exact(elements).is_err() {
+            let (bytes, what) = ((elements as u64).saturating_mul(4), "vectors".into());
+            return reply.finish(Err(Error::OutOfMemory { bytes, what, free: None }));
+        }
+        data.resize(elements, 0.0);
+        let results = EmbedResults { data, left: inputs.len(), tokens: 0, reply: Some(reply) };
         let group = Arc::new(EmbedGroup {
             options,
             results: Mutex::new(results),
