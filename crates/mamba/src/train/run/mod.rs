@@ -32,7 +32,7 @@ use crate::engine::Cancel;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 use crate::train::adapter;
-use crate::train::data::{self, Layout, TokenFile, TokenizerKind, prepare, split, train_tokenizer};
+use crate::train::data::{self, Layout, Order, TokenFile, TokenizerKind, prepare, split, train_tokenizer};
 use crate::train::objective::{Examples, Language, Texts, Validation};
 use crate::train::{Start, StepReport, TrainBackend, TrainOptions, Trainer};
 
@@ -461,7 +461,7 @@ fn trainer<B: TrainBackend>(
         let (before, available) = (memory::addresses(), memory::available());
         let mut trainer = Trainer::new(backend, model.clone(), start, options.clone())?;
         if !on_cpu {
-            trainer.warm_up()?;
+            trainer.warm_up(config.batch.order == Order::Carried)?;
         }
         let asked = memory::addresses().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
         match available.filter(|available| on_cpu && asked > *available) {
