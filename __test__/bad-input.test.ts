@@ -212,6 +212,7 @@ test('load options', async (t) => {
 const generateOptions: [object, RegExp][] = [
   [{ maxTokens: 0 }, /maxTokens.*0/],
   [{ maxTokens: -5 }, /maxTokens.*-5/],
+  [{ maxTokens: 2 ** 32 }, /maxTokens.*4294967296, expected an integer from 1 to 4294967295/],
   [{ maxTokens: NaN }, /maxTokens.*NaN/],
   [{ maxTokens: 2.5 }, /maxTokens.*2\.5/],
   [{ maxTokens: '5' }, /maxTokens.*'5'/],

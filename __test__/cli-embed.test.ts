@@ -144,8 +144,11 @@ test('--resume refuses another input, model or option than the output was begun 
   }
   t.is(readFileSync(output, 'utf8'), whole)
 
-  writeFileSync(output, 'something else\n')
-  t.regex(resume(input).stderr, /^INVALID_ARGUMENT: the last line of .*out\.jsonl is no record/)
+  for (const other of ['something else\n', 'something else', '\0']) {
+    writeFileSync(output, other)
+    t.regex(resume(input).stderr, /^INVALID_ARGUMENT: the last line of .*out\.jsonl is no record/)
+    t.is(readFileSync(output, 'utf8'), other)
+  }
   // Broken off at any byte, it becomes the same again.
   for (const length of [0, 1, 100, whole.indexOf('\n'), whole.indexOf('\n') + 1, whole.length - 1]) {
     writeFileSync(output, whole)
@@ -157,6 +160,12 @@ test('--resume refuses another input, model or option than the output was begun 
     )
   }
   t.false(existsSync(`${output}.new`))
+})
+
+testLinux('an input that cannot be read: one line that says so', (t) => {
+  const { status, stdout, stderr } = run(['embed', '/proc/self/mem'])
+  t.deepEqual([status, stdout], [1, ''])
+  t.regex(stderr, /^IO_ERROR: \/proc\/self\/mem: .*EIO.*\n$/)
 })
 
 testPosix('Ctrl-C ends it with 130, whole records in the output', async (t) => {

@@ -257,6 +257,10 @@ test('inspect: a session', async (t) => {
     device: 'cpu',
   })
   t.regex(run(['inspect', file]).stdout, new RegExp(`^tokens +${session.tokens}$`, 'm'))
+  const whole = readFileSync(file)
+  writeFileSync(file, whole.toString('latin1').replace('"tokens"', '"takens"'), 'latin1')
+  t.regex(run(['inspect', file]).stderr, /^SESSION_INVALID: .*without tokens/)
+  writeFileSync(file, whole)
   truncateSync(file, 100)
   t.regex(run(['inspect', file]).stderr, /^SESSION_INVALID: .*cut short/)
   writeFileSync(file, 'node-mamba-session/2\n…')

@@ -283,6 +283,7 @@ testPage('keyboard alone: tabs, tokens and alternatives', async (t, page) => {
 testPage('compare: two settings side by side', async (t, page) => {
   await page.getByRole('tab', { name: 'Compare' }).click()
   const panel = page.getByRole('tabpanel', { name: 'Compare' })
+  t.regex(await panel.getByRole('textbox', { name: 'Prompt' }).inputValue(), /^The ship/)
   await panel.getByRole('button', { name: 'Generate' }).click()
   for (const side of ['A', 'B']) {
     await panel.getByText(new RegExp(`^${side}: finished`)).waitFor({ state: 'attached' })

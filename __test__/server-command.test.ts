@@ -1,6 +1,7 @@
 // `node-mamba serve`: what it serves, to whom, and how it ends.
 import { once } from 'node:events'
 import { readdirSync, writeFileSync } from 'node:fs'
+import { request } from 'node:http'
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import { run, start } from './helpers/cli.js'
@@ -123,4 +124,22 @@ test('what cannot be served', (t) => {
     t.deepEqual([ended.status, ended.stdout], [status, ''], `${args.join(' ')}: ${ended.stderr}`)
     t.regex(ended.stderr, message)
   }
+})
+
+test('--allow-host lets in a name besides the loopback ones', async (t) => {
+  const program = start(['serve', '--port', '0', '--json', '--allow-host', 'mamba.example'])
+  t.teardown(() => program.child.kill('SIGKILL'))
+  const [said] = (await once(program.child.stdout!, 'data')) as [Buffer]
+  const { url } = JSON.parse(said.toString()) as { url: string }
+  const ask = (host: string) =>
+    new Promise<number>((resolve, reject) => {
+      const asked = request(`${url}/health`, { headers: { host } }, (answer) => {
+        answer.resume()
+        resolve(answer.statusCode!)
+      })
+      asked.on('error', reject).end()
+    })
+  t.is(await ask('mamba.example'), 200)
+  t.is(await ask('localhost'), 200)
+  t.is(await ask('evil.example'), 403)
 })

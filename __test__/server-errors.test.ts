@@ -420,6 +420,13 @@ test('options that make no sense', async (t) => {
     [{ models, limits: { bodyByte: 1 } }, ['OPTION_INVALID', /did you mean `bodyBytes`/]],
     [{ models, limits: { bodyBytes: 0 } }, ['OPTION_INVALID', /bodyBytes/]],
     [{ models, limits: { requestSeconds: Number.NaN } }, ['OPTION_INVALID', /requestSeconds/]],
+    [
+      { models, limits: { stallSeconds: 1e7 } },
+      ['OPTION_INVALID', /stallSeconds` is 10000000, .* at most 1000000/],
+    ],
+    [{ models, sessions: './sessions' }, ['OPTION_INVALID', /`sessions` is '\.\/sessions'/]],
+    [{ models, chatTemplates: { novels: '{{ x }}' } }, ['OPTION_INVALID', /chatTemplates\.novels/]],
+    [{ models, chatTemplates: { other: {} } }, ['OPTION_INVALID', /'other', expected the name of a model/]],
   ]
   for (const [options, expected] of cases)
     await t.throwsAsync(createApp(options as Parameters<typeof createApp>[0]), failure(...expected))
@@ -427,4 +434,16 @@ test('options that make no sense', async (t) => {
   const { serve } = await import('node-mamba/server')
   await t.throwsAsync(serve({ models, port }), failure('IO_ERROR', /cannot listen on 127\.0\.0\.1 port/))
   await t.throwsAsync(serve({ models, port: 70_000 }), failure('OPTION_INVALID', /port/))
+  for (const drainSeconds of [-1, Number.NaN, 1e7])
+    await t.throwsAsync(serve({ models, port: 0, drainSeconds }), failure('OPTION_INVALID', /drainSeconds/))
+  const { close } = await createApp({ models })
+  await t.throwsAsync(close(-1), failure('OPTION_INVALID', /drainSeconds/))
+  await close()
+})
+
+test('an id outside the vocabulary is refused, also where nothing is generated', async (t) => {
+  const { post } = await testApp(t, model())
+  const asked = { model: 'novels', prompt: [1_000_000], echo: true, max_tokens: 0 }
+  for (const logprobs of [undefined, 0])
+    isError(t, await post('/v1/completions', { ...asked, logprobs }), [400, 'token_out_of_range'])
 })

@@ -420,3 +420,19 @@ test('tokens that come faster than parts of a stream are written come together; 
   t.is(parts[0]!.length, 1)
   t.true(parts.length < 50, `${parts.length} parts`)
 })
+
+test('callers with keys of their own are served in turn', async (t) => {
+  const model = await Mamba.load('default', { maxBatch: 1 })
+  t.teardown(() => model.dispose())
+  const { post } = await testApp(t, model, { apiKeys: ['many', 'one'] })
+  const order: string[] = []
+  const ask = async (key: string) => {
+    const body = { model: 'novels', prompt: 'The ship', max_tokens: 20 }
+    t.is((await post('/v1/completions', body, { authorization: `Bearer ${key}` })).status, 200)
+    order.push(key)
+  }
+  const all = Array.from({ length: 12 }, () => ask('many'))
+  all.push(ask('one'))
+  await Promise.all(all)
+  t.true(order.indexOf('one') < 6, order.join())
+})

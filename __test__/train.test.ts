@@ -1,7 +1,9 @@
 // Training from TypeScript: what a run reports and leaves, how it is stopped, killed and resumed, and what is refused.
 import { spawn } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import {
@@ -201,6 +203,24 @@ test('texts and ids as they come are kept with the run, and not read again when 
     failure('INVALID_ARGUMENT'),
   )
   t.regex(error!.message, /example 1/)
+
+  // Without `resume` the run that is there is left alone.
+  const kept = readFileSync(join(out, 'data.jsonl'))
+  await t.throwsAsync(train({ ...options(), resume: false }).result, failure('RUN_INVALID', /already/))
+  t.is(asked, 1)
+  t.deepEqual(readFileSync(join(out, 'data.jsonl')), kept)
+})
+
+test('an abort does not wait for a source that gives nothing', async (t) => {
+  const controller = new AbortController()
+  async function* silent(): AsyncGenerator<TrainExample> {
+    yield 'a text'
+    controller.abort(new Error('enough'))
+    await new Promise(() => {})
+  }
+  const options = small(join(temporaryFolder(t), 'run'), { data: silent(), signal: controller.signal })
+  const error = await t.throwsAsync(train(options).result, failure('ABORTED'))
+  t.is((error!.cause as Error).message, 'enough')
 })
 
 test('an adapter is trained, chosen by request, and merged', async (t) => {
@@ -302,15 +322,16 @@ test('an embedder and a classifier are trained from examples', async (t) => {
   const about = JSON.parse(readFileSync(join(classifier!, 'classifier.json'), 'utf8')) as object
   t.like(about, { labels: ['complaint', 'wish'], pooling: 'last' })
 
-  const vectors = places.map((place, i) => ({
-    text: place,
-    vector: Array.from({ length: 8 }, (_, j) => Math.cos(i * j + 1)),
-  }))
+  // Vectors as `embed` gives them.
+  async function* vectors() {
+    for (const [i, text] of places.entries())
+      yield { text, vector: Float32Array.from({ length: 8 }, (_, j) => Math.cos(i * j + 1)) }
+  }
   const distilled = await steps(
     train({
       ...common,
       out: join(folder, 'vectors'),
-      data: lines('vectors.jsonl', vectors),
+      data: vectors(),
       objective: { kind: 'distill', loss: 'cosine' },
       steps: 30,
     }),
@@ -400,6 +421,7 @@ test('bad data are named, of every kind', async (t) => {
     ],
     [{ data: iterable() }, 'DATA_EMPTY', /no |data\.jsonl|the texts/],
     [{ data: iterable('a text', 7) }, 'INVALID_ARGUMENT', /example 1 of the data is 7/],
+    [{ data: iterable({ text: 7n }) }, 'INVALID_ARGUMENT', /example 0 of the data cannot be written as JSON/],
     [{ data: iterable([1, 2, 9000]), ...novels }, 'TOKEN_OUT_OF_RANGE', /9000/],
     [{ data: iterable([1, -2]), ...novels }, 'DATA_INVALID', /line 1: `text` holds -2, expected token ids/],
     [
@@ -415,7 +437,16 @@ test('bad data are named, of every kind', async (t) => {
   // What the source itself throws comes through.
   const run = train({ ...small(join(folder, 'broken')), data: broken() })
   await t.throwsAsync(run.result, { instanceOf: RangeError, message: 'the source is gone' })
+  // So does what it could not read, which is no failure to write.
+  const absent = train({ ...small(join(folder, 'absent')), data: linesOf(join(folder, 'absent.txt')) })
+  await t.throwsAsync(absent.result, { code: 'ENOENT', message: /absent\.txt/ })
+  const nowhere = train({ ...small(join(file('a file', ''), 'run')), data: iterable('a text') })
+  await t.throwsAsync(nowhere.result, failure('IO_ERROR', /cannot write .*data\.jsonl/))
 })
+
+async function* linesOf(file: string): AsyncGenerator<string> {
+  yield* createInterface({ input: (await open(file)).createReadStream() })
+}
 
 /** A WAV file of so many samples of silence, 16 bits, 8 kHz. */
 function wav(samples: number): Uint8Array {

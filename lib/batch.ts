@@ -1,6 +1,5 @@
 import { setMaxListeners } from 'node:events'
 import { aborted } from './call.js'
-import { MambaError } from './errors.js'
 import {
   complete,
   readGenerateOptions,
@@ -42,6 +41,6 @@ export async function completeBatch(
   await Promise.all(Array.from({ length: Math.min(inFlight, starts.length) }, work))
   signal?.removeEventListener('abort', forward)
   if (failure) throw failure
-  if (results.length < starts.length) throw new MambaError('INTERNAL', 'a batch ended early')
+  if (results.length < starts.length) throw aborted(stop.signal) // between two prompts
   return results
 }

@@ -72,6 +72,17 @@ export function aborted(signal: AbortSignal): MambaError {
   return new MambaError('ABORTED', 'the call was aborted', { cause: signal.reason })
 }
 
+/** The next item of a source; one that never answers must not outlive an abort. */
+export async function untilAborted<T>(next: T | Promise<T>, signal: AbortSignal): Promise<T> {
+  if (!(next instanceof Promise)) return next
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(aborted(signal))
+    if (signal.aborted) abort()
+    signal.addEventListener('abort', abort, { once: true })
+    next.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
+  })
+}
+
 /**
  * Starts something in the addon. `settle` is called once, with what it ends with; `start`'s callback must be
  * given the last event only. What is returned asks it to end early, or to rest.

@@ -95,9 +95,12 @@ export class ChatTemplate {
    * The text of a conversation. It ends where the assistant's turn begins, unless `addGenerationPrompt` is false.
    *
    * @throws {@link MambaError} `CHAT_TEMPLATE_FAILED` (with the template's own words where it refuses the messages),
-   * `CHAT_TEMPLATE_TIMEOUT`
+   * `CHAT_TEMPLATE_TIMEOUT`, `INVALID_ARGUMENT`
    */
-  render(messages: readonly ChatMessage[], { addGenerationPrompt = true } = {}): Promise<string> {
+  async render(messages: readonly ChatMessage[], { addGenerationPrompt = true } = {}): Promise<string> {
+    if (!Array.isArray(messages)) {
+      throw new MambaError('INVALID_ARGUMENT', `the messages are ${shown(messages)}, expected an array`)
+    }
     const context = { ...this.#specials, messages, add_generation_prompt: addGenerationPrompt }
     return this.#ask({ source: this.#source, context })
   }
@@ -123,7 +126,9 @@ export class ChatTemplate {
   }
 
   async #askNow(request: TemplateRequest): Promise<string> {
-    const child = (this.#child ??= await started())
+    // One that somebody killed while it was idle is no longer connected.
+    const child = this.#child?.connected ? this.#child : await started()
+    this.#child = child
     keepAlive(child, true)
     return new Promise<string>((resolve, reject) => {
       const end = () => {
@@ -146,7 +151,13 @@ export class ChatTemplate {
       const ended = () => stop('ended the process that it ran in')
       const timer = setTimeout(() => stop('goes on and on'), TIME_LIMIT)
       child.on('message', answered).on('exit', ended)
-      child.send(request)
+      try {
+        child.send(request)
+      } catch (cause) {
+        end()
+        const message = `the messages hold what cannot be copied: ${(cause as Error).message}`
+        reject(new MambaError('INVALID_ARGUMENT', message, { cause }))
+      }
     })
   }
 }

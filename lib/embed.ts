@@ -1,4 +1,4 @@
-import { aborted, call, queuedNames, readStanding, type Queued } from './call.js'
+import { call, queuedNames, readStanding, untilAborted, type Queued } from './call.js'
 import { MambaError } from './errors.js'
 import { toNative, type TextOrIds } from './input.js'
 import type { NativeEmbedOptions, NativeEvent, NativeModel, NativeStanding } from './native.js'
@@ -160,15 +160,4 @@ async function takeBatch<T>(
     batch.push(value)
   }
   return batch
-}
-
-/** A source that never answers must not outlive an abort. */
-async function untilAborted<T>(next: T | Promise<T>, signal: AbortSignal): Promise<T> {
-  if (!(next instanceof Promise)) return next
-  return new Promise((resolve, reject) => {
-    const abort = () => reject(aborted(signal))
-    if (signal.aborted) abort()
-    signal.addEventListener('abort', abort, { once: true })
-    next.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort))
-  })
 }

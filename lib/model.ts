@@ -19,7 +19,7 @@ import { ChatTemplate, type ChatMessage } from './chat-template.js'
 import { bindingFor } from './cuda.js'
 import { MambaError } from './errors.js'
 import { complete, Generation, type Completion, type GenerateOptions } from './generate.js'
-import { toNative, type TextOrIds } from './input.js'
+import { toIds, toNative, type TextOrIds } from './input.js'
 import type { NativeEvent, NativeInfo, NativeLoadProgress, NativeModel } from './native.js'
 import { invalid, Options, shown } from './options.js'
 import { restore, Session } from './session.js'
@@ -363,7 +363,7 @@ export class Mamba {
    * assistant's turn does.
    *
    * @throws {@link MambaError} `CHAT_TEMPLATE_MISSING`, `CHAT_TEMPLATE_FAILED`, `CHAT_TEMPLATE_TIMEOUT`,
-   * `CHAT_TEMPLATE_INVALID`, `PEER_MISSING`, `IO_ERROR`; others come from the generation
+   * `CHAT_TEMPLATE_INVALID`, `INVALID_ARGUMENT`, `PEER_MISSING`, `IO_ERROR`; others come from the generation
    *
    * @example
    * const answer = await model.chat([{ role: 'user', content: 'Who are you?' }])
@@ -374,7 +374,10 @@ export class Mamba {
     if (!template) {
       throw new MambaError('CHAT_TEMPLATE_MISSING', `the checkpoint at ${this.path} has no chat template`)
     }
-    const stopTokens = [...(options?.stopTokens ?? []), ...template.endOfTurn(this.tokenizer)]
+    const stopTokens = [
+      ...toIds(options?.stopTokens ?? [], 'the option `stopTokens`'),
+      ...template.endOfTurn(this.tokenizer),
+    ]
     return this.generate(await template.render(messages), { ...options, stopTokens })
   }
 
@@ -512,7 +515,7 @@ export class Mamba {
   }
 }
 
-/** Bytes of the prefix cache. */
+/** The adapters' names and folders. */
 function readAdapters(adapters: unknown): { name: string; path: string }[] {
   if (adapters === undefined) return []
   if (typeof adapters !== 'object' || adapters === null || Array.isArray(adapters)) {
@@ -521,6 +524,7 @@ function readAdapters(adapters: unknown): { name: string; path: string }[] {
   return Object.entries(adapters).map(([name, path]) => ({ name, path: toPath(path as string | URL) }))
 }
 
+/** Bytes of the prefix cache. */
 function readPrefixCache(value: unknown): number | undefined {
   if (value === undefined) return undefined
   if (typeof value !== 'object' || value === null) {

@@ -52,7 +52,7 @@ export class Options<T extends object> {
   integer(name: keyof T & string, min = 0, max = 2 ** 32 - 1): number | undefined {
     return this.#read(
       name,
-      `an integer ${max > 2 ** 32 ? `from ${min} to 2^53 - 1` : `from ${min}`}`,
+      `an integer from ${min} to ${max === Number.MAX_SAFE_INTEGER ? '2^53 - 1' : max}`,
       (value) => Number.isInteger(value) && (value as number) >= min && (value as number) <= max,
     )
   }

@@ -1,6 +1,6 @@
 import { mkdir, open, rename, access } from 'node:fs/promises'
 import { join } from 'node:path'
-import { call, callWithProgress, type Abortable } from './call.js'
+import { call, callWithProgress, untilAborted, type Abortable } from './call.js'
 import { bindingFor } from './cuda.js'
 import { binding } from './binding.js'
 import { MambaError } from './errors.js'
@@ -346,7 +346,7 @@ export class TrainingRun implements AsyncIterableIterator<TrainProgress> {
   }
 }
 
-/** Writes what an iterable gives into the run's folder, unless a run that is resumed has it there already. */
+/** Writes what an iterable gives into the run's folder. A run that is there already goes on with what it has, or is refused. */
 async function keep(
   data: AsyncIterable<TrainExample>,
   out: string,
@@ -358,42 +358,50 @@ async function keep(
       () => true,
       () => false,
     )
-  if (resume && (await there('run.json')) && (await there('data.jsonl'))) return
+  if ((await there('run.json')) && (!resume || (await there('data.jsonl')))) return
   const file = join(out, 'data.jsonl')
+  /** What goes wrong in writing is told apart from what the source throws. */
+  const writing = <T>(work: Promise<T>): Promise<T> =>
+    work.catch((cause: NodeJS.ErrnoException) => {
+      throw cause.code === 'ENOSPC'
+        ? new MambaError('DISK_FULL', `no space left while writing ${file}`, { cause })
+        : new MambaError('IO_ERROR', `cannot write ${file}: ${cause.message}`, { cause })
+    })
+  await writing(mkdir(out, { recursive: true }))
+  const part = await writing(open(`${file}.part`, 'w'))
+  const source = data[Symbol.asyncIterator]()
   try {
-    await mkdir(out, { recursive: true })
-    const part = await open(`${file}.part`, 'w')
-    try {
-      let number = 0
-      for await (const example of data) {
-        if (signal.aborted) throw new MambaError('ABORTED', 'the call was aborted', { cause: signal.reason })
-        await part.write(`${line(example, number++)}\n`)
-      }
-      await part.sync()
-    } finally {
-      await part.close()
+    for (let number = 0; ; number++) {
+      const { done, value } = await untilAborted(source.next(), signal)
+      if (done) break
+      await writing(part.appendFile(`${line(value, number)}\n`))
     }
-    await rename(`${file}.part`, file)
-  } catch (cause) {
-    const { code, message } = cause as NodeJS.ErrnoException
-    if (code === 'ENOSPC') throw new MambaError('DISK_FULL', `no space left while writing ${file}`, { cause })
-    if (cause instanceof Error && 'syscall' in cause) {
-      throw new MambaError('IO_ERROR', `cannot write ${file}: ${message}`, { cause })
-    }
-    throw cause
+    await writing(part.sync())
+  } finally {
+    // Not awaited: a source that is waiting for its next example would only answer after it.
+    void Promise.resolve(source.return?.()).catch(() => {})
+    await part.close()
   }
+  await writing(rename(`${file}.part`, file))
 }
 
+/** An example as a JSON line. A vector may be what `embed` gave, a typed array. */
 function line(example: TrainExample, number: number): string {
-  if (typeof example === 'string') return JSON.stringify({ text: example })
-  if (Array.isArray(example) || example instanceof Uint32Array) {
-    return JSON.stringify({ text: Array.from(example as Iterable<number>) })
+  const isText = typeof example === 'string' || Array.isArray(example) || example instanceof Uint32Array
+  if (!isText && (typeof example !== 'object' || example === null)) {
+    throw new MambaError(
+      'INVALID_ARGUMENT',
+      `example ${number} of the data is ${shown(example)}, expected a text, token ids or an object`,
+    )
   }
-  if (typeof example === 'object' && example !== null) return JSON.stringify(example)
-  throw new MambaError(
-    'INVALID_ARGUMENT',
-    `example ${number} of the data is ${shown(example)}, expected a text, token ids or an object`,
-  )
+  const plain = (_: string, value: unknown) =>
+    ArrayBuffer.isView(value) ? Array.from(value as Float32Array) : value
+  try {
+    return JSON.stringify(isText ? { text: example } : example, plain)
+  } catch (cause) {
+    const message = `example ${number} of the data cannot be written as JSON: ${(cause as Error).message}`
+    throw new MambaError('INVALID_ARGUMENT', message, { cause })
+  }
 }
 
 /** Options of {@link mergeAdapter}. */

@@ -75,10 +75,11 @@ async function chat(options: ChatOptions): Promise<void> {
         const show = (text: string) => (options.json ? undefined : print(text))
         const completion = await conversation.say(line, AbortSignal.any([interrupted, reply.signal]), show)
         reply = undefined
-        if (options.json && completion) {
+        if (!options.json) await print('\n')
+        else if (completion) {
           const { text, finishReason, usage } = completion
           await printJson({ text, finishReason, usage })
-        } else await print('\n')
+        }
       }
       if (terminal) lines.prompt()
     }

@@ -157,8 +157,11 @@ async function* readItems(lines: AsyncIterable<Line>, name: string): AsyncGenera
   }
 }
 
+/** What every record begins with. */
+const recordStart = '{"line":'
+
 function record({ line, id }: Item, vector: Float32Array, encoding: 'float' | 'base64'): string {
-  const start = `{"line":${line}${id === undefined ? '' : `,"id":${JSON.stringify(id)}`},"embedding":`
+  const start = `${recordStart}${line}${id === undefined ? '' : `,"id":${JSON.stringify(id)}`},"embedding":`
   if (encoding === 'base64') {
     return `${start}"${Buffer.from(vector.buffer, vector.byteOffset, vector.byteLength).toString('base64')}"}\n`
   }
@@ -175,15 +178,17 @@ interface Source {
 }
 
 async function openInput(input: string | undefined, name: string): Promise<Source> {
-  if (name === 'standard input') {
+  if (input === undefined || input === '-') {
     const stat = fstatSync(0)
     return { stream: process.stdin, ...(stat.isFile() && { size: stat.size }) }
   }
   try {
-    const handle = await open(input!)
+    const handle = await open(input)
     const stat = await handle.stat()
-    if (stat.isDirectory())
+    if (stat.isDirectory()) {
+      await handle.close()
       throw new MambaError('IO_ERROR', `${name} is a folder, expected a file of JSON lines`)
+    }
     const stream = createReadStream(name, { fd: handle, highWaterMark: 1 << 18 })
     return { stream, ...(stat.isFile() && { size: stat.size }) } as Source
   } catch (error) {
@@ -237,7 +242,12 @@ async function lastRecord(
     const last = tail.lastIndexOf(10)
     const before = last <= 0 ? -1 : tail.lastIndexOf(10, last - 1)
     if (before === -1 && start > 0) continue // it begins further up
-    if (last === -1) return { place: { line: 0 }, end: 0 }
+    if (last === -1) {
+      // Only the beginning of a first record may be cut off; anything else is somebody's file.
+      const found = tail.toString('latin1', 0, recordStart.length)
+      if (!recordStart.startsWith(found)) throw noRecord(file)
+      return { place: { line: 0 }, end: 0 }
+    }
     return { place: toPlace(tail.toString('utf8', before + 1, last), file), end: start + last + 1 }
   }
 }
@@ -251,7 +261,11 @@ function toPlace(json: string, file: string): Place {
       : Float32Array.from(embedding as number[])
     if (Number.isSafeInteger(line) && line > 0 && vector.length > 0) return { line, vector }
   } catch {}
-  throw new MambaError(
+  throw noRecord(file)
+}
+
+function noRecord(file: string): MambaError {
+  return new MambaError(
     'INVALID_ARGUMENT',
     `the last line of ${file} is no record of this command, so --resume cannot go on with it; name another output`,
   )
@@ -263,7 +277,7 @@ function toPlace(json: string, file: string): Place {
  */
 async function skip(
   items: AsyncGenerator<Item>,
-  { place, file, handle: _handle }: Output,
+  { place, file }: Output,
   embed: (text: string) => Promise<Float32Array>,
   name: string,
 ): Promise<number> {

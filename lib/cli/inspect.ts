@@ -152,6 +152,15 @@ function inspectSession(file: string): SessionReport {
   if (length > size - at) throw new MambaError('SESSION_INVALID', `${file} is cut short`)
   const header = parsed(readAt(file, at, length).toString('utf8'), 'SESSION_INVALID', file)
   const { tokens, seed, fingerprint, dtype, device } = header as unknown as SessionReport
+  const whole =
+    [tokens, seed].every((value) => typeof value === 'number') &&
+    [fingerprint, dtype, device].every((value) => typeof value === 'string')
+  if (!whole) {
+    throw new MambaError(
+      'SESSION_INVALID',
+      `${file} has a header without tokens, seed, fingerprint, dtype or device`,
+    )
+  }
   return { kind: 'session', format, bytes: size, tokens, seed, fingerprint, dtype, device }
 }
 

@@ -2,8 +2,6 @@ const statuses = { SIGINT: 130, SIGTERM: 143, SIGPIPE: 141 }
 
 const stop = new AbortController()
 let status: number | undefined
-/** What Ctrl-C does instead of ending the program, while someone asked for that. */
-let instead: (() => void) | undefined
 
 /** Aborts when the program is to end: Ctrl-C, SIGTERM, or a reader of its output that has gone. */
 export const interrupted: AbortSignal = stop.signal
@@ -21,19 +19,9 @@ export function interrupt(cause: keyof typeof statuses): void {
   stop.abort(new Error(cause))
 }
 
-/** While `work` is under way, Ctrl-C calls `handler` and the program goes on. */
-export async function onCtrlC<T>(handler: () => void, work: () => Promise<T>): Promise<T> {
-  instead = handler
-  try {
-    return await work()
-  } finally {
-    instead = undefined
-  }
-}
-
 /** Takes the signals over from Node, which would end the program at once. */
 export function watchSignals(): void {
-  process.on('SIGINT', () => (instead ? instead() : interrupt('SIGINT')))
+  process.on('SIGINT', () => interrupt('SIGINT'))
   process.on('SIGTERM', () => interrupt('SIGTERM'))
   process.stdout.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error

@@ -1,4 +1,5 @@
 import { MambaError } from '../errors.js'
+import { fileError } from './input.js'
 
 /** A line of a file, without its end. */
 export interface Line {
@@ -33,18 +34,22 @@ export async function* readLines(
     }
   }
 
-  for await (const chunk of chunks) {
-    let start = 0
-    for (let end = chunk.indexOf(10); end !== -1; end = chunk.indexOf(10, start)) {
-      const part = chunk.subarray(start, end)
-      parts.push(part)
-      yield line(length + part.length + 1)
-      start = end + 1
+  try {
+    for await (const chunk of chunks) {
+      let start = 0
+      for (let end = chunk.indexOf(10); end !== -1; end = chunk.indexOf(10, start)) {
+        const part = chunk.subarray(start, end)
+        parts.push(part)
+        yield line(length + part.length + 1)
+        start = end + 1
+      }
+      if (start === chunk.length) continue
+      parts.push(chunk.subarray(start))
+      length += chunk.length - start
+      if (length > longest) throw lineError(file, number + 1, `is longer than ${longest} bytes`)
     }
-    if (start === chunk.length) continue
-    parts.push(chunk.subarray(start))
-    length += chunk.length - start
-    if (length > longest) throw lineError(file, number + 1, `is longer than ${longest} bytes`)
+  } catch (error) {
+    throw fileError(error, file)
   }
   if (length > 0) yield line(length)
 }

@@ -1,5 +1,5 @@
 import createCompletion from '@bomb.sh/tab/commander'
-import { Command } from 'commander'
+import { Command, CommanderError } from 'commander'
 import { version } from '../diagnose.js'
 import { addExamples } from './arguments.js'
 import { benchCommand } from './bench.js'
@@ -26,7 +26,7 @@ export function createProgram(): Command {
     .option('-V, --version', "the package's version")
     .on('option:version', () => {
       process.stdout.write(`${version()}\n`)
-      process.exit(0)
+      throw new CommanderError(0, 'commander.version', version()) // not exit, which need not wait for a pipe
     })
   for (const command of [
     runCommand(),

@@ -14,6 +14,7 @@ import {
   type Limits,
   type SessionStore,
 } from '../server/index.js'
+import { loopbackHosts } from '../server/options.js'
 import { addExamples, addLoadOptions, integer, number, several } from './arguments.js'
 import { fileError } from './input.js'
 import { interrupted } from './interrupt.js'
@@ -29,6 +30,7 @@ interface ServeCommandOptions {
   host: string
   port: number
   apiKeyFile?: string
+  allowHost?: string[]
   corsOrigin?: string[]
   chatTemplate?: string
   sessions: string
@@ -62,6 +64,11 @@ export function serveCommand(): Command {
     .option('--host <address>', 'address to listen on; 0.0.0.0 is all of them', '127.0.0.1')
     .option('-p, --port <number>', 'port to listen on, 0 is any that is free', integer(), 8000)
     .option('--api-key-file <file>', 'keys, a line each; # begins a comment')
+    .option(
+      '--allow-host <name>',
+      'a name besides the loopback ones that requests may call it by, as behind a proxy; may be given several times',
+      several,
+    )
     .option(
       '--cors-origin <origin>',
       "let this site's pages call, * is all; may be given several times",
@@ -112,6 +119,7 @@ async function run(options: ServeCommandOptions): Promise<void> {
       limits: limitsOf(options),
       sessions,
       ...(apiKeys && { apiKeys }),
+      ...(options.allowHost && { hosts: [...loopbackHosts, ...options.allowHost] }),
       ...(options.corsOrigin && { corsOrigins: options.corsOrigin }),
       ...(template && { chatTemplates: Object.fromEntries(sources.map(([name]) => [name, template])) }),
       ...(options.playground && existsSync(playground) && { playground }),

@@ -14,10 +14,19 @@ import { Metrics } from './metrics.js'
 import { TokenNames } from './generation.js'
 import { listModels, showModel } from './models.js'
 import { openApiDocument } from './openapi.js'
-import { appOptionNames, readLimits, readModels, readStrings, type AppOptions } from './options.js'
+import {
+  appOptionNames,
+  readChatTemplates,
+  readDrainSeconds,
+  readLimits,
+  readModels,
+  readSessions,
+  readStrings,
+  type AppOptions,
+} from './options.js'
 import { Playground, playgroundPage } from './playground.js'
 import { sessionId } from './schemas.js'
-import { MemorySessions, type SessionStore } from './session-store.js'
+import { MemorySessions } from './session-store.js'
 import { Sessions } from './sessions.js'
 
 /** The API as a Hono app, and what goes with it. */
@@ -36,10 +45,12 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   const origins = readStrings('corsOrigins', options.corsOrigins)
   const hosts = readStrings('hosts', options.hosts)
   const check = keys && new KeyCheck(keys)
-  const sessions = new Sessions((read.any('sessions') as SessionStore | undefined) ?? new MemorySessions())
+  const sessions = new Sessions(readSessions(read.any('sessions')) ?? new MemorySessions())
   const models = new Map<string, ServedModel>()
-  for (const [name, model] of readModels(options.models)) {
-    const chatTemplate = options.chatTemplates?.[name] ?? (await model.chatTemplate())
+  const given = readModels(options.models)
+  const templates = readChatTemplates(options, given)
+  for (const [name, model] of given) {
+    const chatTemplate = templates[name] ?? (await model.chatTemplate())
     const created = Math.floor(Date.now() / 1000)
     models.set(name, { name, model, chatTemplate, names: new TokenNames(model), created })
   }
@@ -120,9 +131,15 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   const close = async (seconds: number) => {
     await context.drain(seconds)
     await sessions.close()
-    await Promise.all(Object.values(options.chatTemplates ?? {}).map((template) => template.close()))
+    await Promise.all(Object.values(templates).map((template) => template.close()))
   }
-  return { app, close: (drainSeconds = 30) => (closed ??= close(drainSeconds)) }
+  return {
+    app,
+    close: async (drainSeconds) => {
+      const seconds = readDrainSeconds(drainSeconds)
+      await (closed ??= close(seconds))
+    },
+  }
 }
 
 /** Lets in the requests whose `Host` is one of these: a page of another name that has this address is none. */

@@ -65,7 +65,7 @@ async function generations(
 ): Promise<Pick<Job, 'stream' | 'complete' | 'prompt' | 'done'>> {
   const stopTokens = chatTemplate!.endOfTurn(model.tokenizer)
   const options = (index: number): GenerateOptions => ({
-    ...generateOptions(body, index, exchange.signal),
+    ...generateOptions(body, index, exchange.queued),
     maxTokens: body.max_completion_tokens ?? body.max_tokens ?? context.limits.completionTokens,
     logprobs: body.top_logprobs ?? 0,
     stopTokens,
@@ -84,7 +84,7 @@ async function generations(
   const conversation = context.sessions.open(exchange, c.get('caller'), body.session)
   const { session, known } = await conversation.startOf(prompt, { name, model })
   const cached = session.tokens
-  if (known < prompt.length) await session.append(prompt.slice(known), { signal: exchange.signal })
+  if (known < prompt.length) await session.append(prompt.slice(known), exchange.queued)
   const tokens = session.tokens
   // An answer that is asked for again, or cut at a stop text, starts from here.
   const before = session.fork()

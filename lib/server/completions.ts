@@ -1,4 +1,6 @@
 import type { Context } from 'hono'
+import type { Queued } from '../call.js'
+import { MambaError } from '../errors.js'
 import type { Completion, GeneratedToken } from '../generate.js'
 import type { TextOrIds } from '../input.js'
 import { answer, type Job, type Writer } from './answers.js'
@@ -49,7 +51,7 @@ export async function completions(c: Context<Env>, context: ServerContext): Prom
 
     const { names } = served
     const echoes = body.echo
-      ? await Promise.all(prompts.map((prompt) => echo(served, prompt, body, names, exchange.signal)))
+      ? await Promise.all(prompts.map((prompt) => echo(served, prompt, body, names, exchange.queued)))
       : []
     const indices = Array.from({ length: prompts.length * n }, (_, index) => index)
     return answer(c, context, exchange, {
@@ -77,7 +79,7 @@ async function generations(
 ): Promise<Pick<Job, 'stream' | 'complete' | 'prompt' | 'done'>> {
   const n = body.n ?? 1
   const options = (index: number) => ({
-    ...generateOptions(body, index % n, exchange.signal),
+    ...generateOptions(body, index % n, exchange.queued),
     maxTokens: body.max_tokens ?? 16,
     logprobs: body.logprobs ?? 0,
   })
@@ -96,7 +98,7 @@ async function generations(
   const conversation = context.sessions.open(exchange, c.get('caller'), body.session)
   const session = (await conversation.latest({ name, model })) ?? model.session()
   const cached = session.tokens
-  if (prompts[0]!.length > 0) await session.append(prompts[0]!, { signal: exchange.signal })
+  if (prompts[0]!.length > 0) await session.append(prompts[0]!, exchange.queued)
   return {
     stream: (index) => session.generate(options(index)),
     complete: (index) => session.generate(options(index)).result,
@@ -107,7 +109,13 @@ async function generations(
 
 /** What no tokens at all come to; the prompt's log-probabilities are all that was asked for. */
 async function nothing(model: ServedModel['model'], prompt: TextOrIds): Promise<Completion> {
-  const promptTokens = (typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt).length
+  const ids = typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt
+  const outside = ids.find((id) => id >= model.vocabSize)
+  if (outside !== undefined) {
+    const message = `token id ${outside} of the prompt is not in the vocabulary, expected one below ${model.vocabSize}`
+    throw new MambaError('TOKEN_OUT_OF_RANGE', message)
+  }
+  const promptTokens = ids.length
   const usage = { promptTokens, cachedTokens: 0, completionTokens: 0, prefillSeconds: 0, decodeSeconds: 0 }
   return { text: '', tokens: new Uint32Array(), logprobs: new Float32Array(), finishReason: 'length', usage }
 }
@@ -123,7 +131,7 @@ async function echo(
   prompt: TextOrIds,
   body: CompletionRequest,
   names: TokenNames,
-  signal: AbortSignal,
+  queued: Queued,
 ): Promise<Echo> {
   const text =
     typeof prompt === 'string' ? prompt : model.tokenizer.decode(prompt, { skipSpecialTokens: false })
@@ -131,7 +139,7 @@ async function echo(
   const ids = typeof prompt === 'string' ? model.tokenizer.encode(prompt) : prompt
   const first = ids.length > 0 ? [{ ...names.name(ids[0]!), logprob: null }] : []
   if (ids.length < 2) return { text, logprobs: first }
-  const { logprobs } = await model.score(ids, { signal })
+  const { logprobs } = await model.score(ids, queued)
   const others = Array.from(logprobs, (logprob, i) => names.logprob({ token: ids[i + 1]!, logprob }))
   return { text, logprobs: [...first, ...others] }
 }

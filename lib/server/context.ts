@@ -1,5 +1,6 @@
 import { setMaxListeners } from 'node:events'
 import type { Context } from 'hono'
+import type { Queued } from '../call.js'
 import type { ChatTemplate } from '../chat-template.js'
 import type { Mamba } from '../model.js'
 import { ApiError, toApiError } from './errors.js'
@@ -92,8 +93,10 @@ export class Exchange {
   /** Resolves when it has ended. */
   readonly ended: Promise<void>
 
-  constructor(c: Context, seconds: number, onEnd: (exchange: Exchange) => void) {
+  constructor(c: Context<Env>, seconds: number, onEnd: (exchange: Exchange) => void) {
     setMaxListeners(0, this.#controller.signal) // one for each answer of n is no leak
+    const user = c.get('caller')
+    this.queued = { signal: this.#controller.signal, ...(user && { user }) }
     this.#timer = setTimeout(
       () => this.abort(new ApiError(504, 'timeout', `the answer was not complete after ${seconds} s`)),
       seconds * 1000,
@@ -109,10 +112,11 @@ export class Exchange {
     })
   }
 
-  /** Ends everything that the request started; its reason is an ApiError. */
-  get signal(): AbortSignal {
-    return this.#controller.signal
-  }
+  /**
+   * Goes with all that the request starts: a signal that ends it, whose reason is an ApiError; and the caller, so that
+   * those with keys of their own are served in turn, however much each asks for.
+   */
+  readonly queued: Queued
 
   abort(reason: ApiError): void {
     if (!this.#controller.signal.aborted) this.#controller.abort(reason)

@@ -26,7 +26,7 @@ export async function embeddings(c: Context<Env>, context: ServerContext): Promi
       }
     }
     const vectors = await model.embed(texts, {
-      signal: exchange.signal,
+      ...exchange.queued,
       ...(body.dimensions != null && { dimensions: body.dimensions }),
     })
     context.metrics.tokens(name, { prompt: tokens })

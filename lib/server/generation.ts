@@ -1,5 +1,6 @@
 // What /v1/completions and /v1/chat/completions have in common: options, several answers at once, their tokens.
 import { randomInt } from 'node:crypto'
+import type { Queued } from '../call.js'
 import type { Completion, GeneratedToken, GenerateOptions, Generation } from '../generate.js'
 import type { TextOrIds } from '../input.js'
 import type { Mamba } from '../model.js'
@@ -11,7 +12,7 @@ import type { SamplingRequest } from './schemas.js'
 export type Start = (options: GenerateOptions) => Generation
 
 /** The library's options for answer `choice`, but for `maxTokens` and `logprobs`. */
-export function generateOptions(body: SamplingRequest, choice: number, signal: AbortSignal): GenerateOptions {
+export function generateOptions(body: SamplingRequest, choice: number, queued: Queued): GenerateOptions {
   const options: GenerateOptions = {
     temperature: body.temperature ?? 1,
     topP: body.top_p ?? 1,
@@ -22,7 +23,7 @@ export function generateOptions(body: SamplingRequest, choice: number, signal: A
     presencePenalty: body.presence_penalty ?? 0,
     logitBias: body.logit_bias ?? {},
     stop: body.stop ?? [],
-    signal,
+    ...queued,
   }
   // OpenAI's seeds may be negative; ours are below 2^53. Without one every answer is another, of a session, too.
   const seed = body.seed == null ? randomInt(2 ** 48 - 1) : BigInt(body.seed) + BigInt(choice)
@@ -179,7 +180,9 @@ export class TokenNames {
 
   name(id: number): { token: string; bytes: number[] | null } {
     let name = this.#known.get(id)
-    if (!name) this.#known.set(id, (name = this.#make(id)))
+    if (name) return name
+    name = this.#make(id)
+    if (id < this.#model.vocabSize) this.#known.set(id, name) // others are as many as requests make up
     return name
   }
 

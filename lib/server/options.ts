@@ -1,5 +1,5 @@
 import { MambaError } from '../errors.js'
-import type { ChatTemplate } from '../chat-template.js'
+import { ChatTemplate } from '../chat-template.js'
 import { Mamba } from '../model.js'
 import { Options, invalid, shown } from '../options.js'
 import type { SessionStore } from './session-store.js'
@@ -56,6 +56,9 @@ export const appOptionNames = [
   'playground',
 ] as const satisfies readonly (keyof AppOptions)[]
 
+/** The loopback names in a `Host` header. */
+export const loopbackHosts = ['127.0.0.1', '[::1]', 'localhost']
+
 const defaultLimits: Limits = {
   bodyBytes: 4 * 2 ** 20,
   promptTokens: 32_768,
@@ -66,18 +69,29 @@ const defaultLimits: Limits = {
   stallSeconds: 30,
 }
 
+/** Timers end at once above 2^31 ms, and two limits may be added. */
+const MAX_SECONDS = 1_000_000
+
 export function readLimits(limits: Partial<Limits> | undefined): Limits {
   const names = Object.keys(defaultLimits) as (keyof Limits)[]
   const read = new Options(limits, names)
   const result = { ...defaultLimits }
   for (const name of names) {
-    const value = name.endsWith('Seconds') ? read.number(name) : read.integer(name, 1)
-    if (value !== undefined && !(value > 0 && value <= 2 ** 31)) {
-      throw invalid(`limits.${name}`, value, 'a number above 0')
+    const seconds = name.endsWith('Seconds')
+    const value = seconds ? read.number(name) : read.integer(name, 1)
+    const most = seconds ? MAX_SECONDS : 2 ** 31
+    if (value !== undefined && !(value > 0 && value <= most)) {
+      throw invalid(`limits.${name}`, value, `a number above 0, at most ${most}`)
     }
     result[name] = value ?? result[name]
   }
   return result
+}
+
+export function readDrainSeconds(seconds: number | undefined): number {
+  if (seconds === undefined) return 30
+  if (seconds >= 0 && seconds <= MAX_SECONDS) return seconds
+  throw invalid('drainSeconds', seconds, `a number from 0 to ${MAX_SECONDS}`)
 }
 
 /** A model's name has no path in it but one slash, as on the Hugging Face hub. */
@@ -98,6 +112,29 @@ export function readModels(models: AppOptions['models']): Map<string, Mamba> {
     if (!(model instanceof Mamba)) throw invalid(`models.${name}`, model, 'a Mamba model')
   }
   return new Map(Object.entries(entries))
+}
+
+export function readChatTemplates(
+  { chatTemplates = {} }: Pick<AppOptions, 'chatTemplates'>,
+  models: ReadonlyMap<string, Mamba>,
+): Readonly<Record<string, ChatTemplate>> {
+  for (const [name, template] of Object.entries(chatTemplates)) {
+    if (!models.has(name)) {
+      const known = [...models.keys()].join(', ')
+      throw invalid('chatTemplates', name, `the name of a model that is served: ${known}`)
+    }
+    if (!(template instanceof ChatTemplate))
+      throw invalid(`chatTemplates.${name}`, template, 'a ChatTemplate')
+  }
+  return chatTemplates
+}
+
+export function readSessions(sessions: unknown): SessionStore | undefined {
+  if (sessions === undefined) return undefined
+  const methods = ['get', 'set', 'delete', 'close'] as const
+  const store = sessions as SessionStore | null
+  if (methods.every((method) => typeof store?.[method] === 'function')) return store!
+  throw invalid('sessions', sessions, `a store with ${methods.join(', ')}`)
 }
 
 export function readStrings(option: string, value: unknown): readonly string[] | undefined {

@@ -87,7 +87,7 @@ export class Playground {
       const state = known ?? (await this.#afterPrompt(served, caller, body.prompt, exchange))
       // A copy of the state: the prompt is never read again, whatever is tried after it.
       const session = state.session.fork()
-      if (kept.length > 0) await session.append(kept, { signal: exchange.signal })
+      if (kept.length > 0) await session.append(kept, exchange.queued)
 
       const start = {
         type: 'start',
@@ -96,7 +96,7 @@ export class Playground {
         context: session.tokens,
         bytes: session.byteLength,
       }
-      const options = { ...generateOptions(body, 0, exchange.signal), logprobs: alternatives }
+      const options = { ...generateOptions(body, 0, exchange.queued), logprobs: alternatives }
       const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })])
       await choices.started() // an error before the first token is an answer of its own
       let first = true
@@ -127,7 +127,7 @@ export class Playground {
     exchange: Exchange,
   ): Promise<State> {
     const session = served.model.session()
-    if (prompt !== '') await session.append(prompt, { signal: exchange.signal })
+    if (prompt !== '') await session.append(prompt, exchange.queued)
     return this.#states.add({ caller, model: served.name, prompt, session })
   }
 }

@@ -4,7 +4,7 @@ import { createAdaptorServer } from '@hono/node-server'
 import { MambaError } from '../errors.js'
 import { Options } from '../options.js'
 import { buildApp } from './app.js'
-import { appOptionNames, type AppOptions } from './options.js'
+import { appOptionNames, loopbackHosts, readDrainSeconds, type AppOptions } from './options.js'
 
 /** How the app is served. */
 export interface ServeOptions extends AppOptions {
@@ -32,9 +32,9 @@ export async function startServer(options: ServeOptions): Promise<RunningServer>
   const read = new Options(options, [...appOptionNames, 'host', 'port', 'drainSeconds'])
   const host = read.string('host') ?? '127.0.0.1'
   const port = read.integer('port', 0, 65_535) ?? 8000
-  const drainSeconds = read.number('drainSeconds') ?? 30
+  const drainSeconds = readDrainSeconds(read.number('drainSeconds'))
   const { host: _host, port: _port, drainSeconds: _drain, ...appOptions } = options
-  if (loopback.includes(host)) appOptions.hosts ??= ['127.0.0.1', '[::1]', 'localhost']
+  if (loopback.includes(host)) appOptions.hosts ??= loopbackHosts
   const { app, close } = await buildApp(appOptions)
   const { requestSeconds = 300, stallSeconds = 30 } = options.limits ?? {}
 
@@ -58,7 +58,7 @@ export async function startServer(options: ServeOptions): Promise<RunningServer>
     server.listen(port, host, resolve)
   })
   const address = server.address() as AddressInfo
-  const shown = address.family === 'IPv6' ? `[${host}]` : host
+  const shown = host.includes(':') ? `[${host}]` : host
 
   let closed: Promise<void> | undefined
   const end = async () => {

@@ -111,6 +111,9 @@ export class DiskSessions implements SessionStore {
       )
       files.sort((a, b) => a.mtimeMs - b.mtimeMs)
       for (const { name, size } of files) await this.#add(name.slice(0, -ending.length), size)
+    }).catch((error: unknown) => {
+      this.#ready = undefined // the next one may find it mended
+      throw error
     }))
   }
 

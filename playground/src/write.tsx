@@ -1,4 +1,4 @@
-import { useState } from 'preact/hooks'
+import { useId, useState } from 'preact/hooks'
 import type { Sampling } from './api.js'
 import { useGeneration, type Generated } from './generation.js'
 import { grouped } from './numbers.js'
@@ -52,6 +52,7 @@ export function Prompt(props: {
   children?: preact.ComponentChildren
 }) {
   const { value, busy, onInput, onRun, onStop, children } = props
+  const id = useId() // two tabs have one, and both are in the page
   return (
     <form
       class="prompt-form"
@@ -64,8 +65,8 @@ export function Prompt(props: {
         if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) event.currentTarget.requestSubmit()
       }}
     >
-      <label for="prompt">Prompt</label>
-      <textarea id="prompt" rows={3} value={value} onInput={(event) => onInput(event.currentTarget.value)} />
+      <label for={id}>Prompt</label>
+      <textarea id={id} rows={3} value={value} onInput={(event) => onInput(event.currentTarget.value)} />
       <div class="buttons">
         {/* Keys: were it one button, the click that stops would find it a submit button, and submit. */}
         {busy ? (

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use mamba::checkpoint::{Checkpoint, OpenOptions};
-use mamba::engine::{Cancel, Event, GenerateOptions, Input, LoadOptions, Output, Standing, Task};
+use mamba::engine::{
+    Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Pooling, Standing, Task,
+};
 use mamba::train::adapter::{Adapter, AdapterKind};
 use mamba::train::run::{RunConfig, run};
 use mamba::{DType, Mamba};
@@ -115,6 +117,20 @@ fn each_request_has_its_own_adapter() {
     let AdapterKind::State(values) = Adapter::open(&state, base.config()).unwrap().kind else { panic!() };
     assert!(largest(&values) > 1e-3);
     assert!(difference(&plain, &logits(&model, Some("state"), &prompt)) > 1e-2);
+
+    // The mean over a text's tokens does not remember the text that had its slot before: of the first token, the mean is
+    // the last hidden state.
+    let vector = |pooling, ids: Vec<u32>| {
+        let options = EmbedOptions { pooling, ..EmbedOptions::default() };
+        let task = Task::Embed { inputs: vec![Input::Ids(ids)], options };
+        match start(&model, Some("state"), task).unwrap().recv().unwrap().unwrap() {
+            Output::Embeddings { data, .. } => data,
+            other => panic!("{other:?}"),
+        }
+    };
+    vector(Pooling::Mean, ids(3, 20));
+    let (mean, last) = (vector(Pooling::Mean, vec![7]), vector(Pooling::Last, vec![7]));
+    assert!(difference(&last, &mean) < 1e-6, "{}", difference(&last, &mean));
 
     // Together, in one batch, each gives what it gives alone. Prompts share a beginning, which the prefix cache has
     // of the model without adapters only.

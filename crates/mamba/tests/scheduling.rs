@@ -104,6 +104,21 @@ fn the_urgent_are_served_first_and_the_others_do_not_starve() {
     assert_eq!(served.len(), 61);
 }
 
+/// Its vector does not wait for the end of what runs beside it.
+#[test]
+fn a_text_is_answered_while_others_generate() {
+    let (model, window) = watched(&LoadOptions::default());
+    let (held, first) = block(&model, &window);
+    let cancel = Cancel::default();
+    let endless = start(&model, Standing::default(), prompt(vec![1, 2], 1 << 30), cancel.clone());
+    let text = Task::Embed { inputs: vec![Input::Ids(vec![1, 3, 4])], options: EmbedOptions::default() };
+    let text = ask(&model, text);
+    drop(held);
+    [first, text].iter().for_each(|answer| drop(receive(answer).1.unwrap()));
+    cancel.cancel();
+    assert_eq!(code(&endless), "ABORTED");
+}
+
 /// A text to embed in many parts takes turns like a single request.
 #[test]
 fn many_texts_of_one_request_are_one_turn() {

@@ -170,14 +170,14 @@ fn recomputation_gives_the_same_bits() {
 
 #[test]
 fn warming_up_changes_nothing() {
-    for trained in [Trained::All, Trained::State] {
+    for (trained, carried) in [(Trained::All, false), (Trained::All, true), (Trained::State, false)] {
         let config = plain();
         let rng = &mut Rng(35);
         let batch = batch(rng, &config, &[70, 1, 33]);
         let run = |warm: bool| {
             let mut trainer = trainer(config.clone(), TrainOptions { trained: trained.clone(), ..options() });
             if warm {
-                trainer.warm_up().unwrap();
+                trainer.warm_up(carried).unwrap();
             }
             let report = trainer.step(std::slice::from_ref(&batch)).unwrap();
             (report, all_gradients(&mut trainer), trainer.state().unwrap())

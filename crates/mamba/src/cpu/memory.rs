@@ -1,6 +1,7 @@
 //! Cache-line aligned memory that starts at zero, and whose shortage is an error instead of an abort.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
@@ -15,6 +16,17 @@ impl Element for i16 {}
 impl Element for i32 {}
 
 const ALIGN: usize = 64;
+
+thread_local! {
+    static ALLOCATED: Cell<i64> = const { Cell::new(0) };
+}
+
+/// Bytes of [`Aligned`] arrays that this thread has asked for, less those that it has given back. Linux hands out addresses
+/// freely and pages when they are written, so that a process is killed long after an allocation that did not fit: whoever
+/// wants to know before compares this with what is there.
+pub(crate) fn allocated() -> i64 {
+    ALLOCATED.get()
+}
 
 /// A fixed-size array of zeros at its birth, aligned to a cache line. The operating system hands out its
 /// pages when they are first written.
@@ -51,12 +63,18 @@ impl<T: Element> Aligned<T> {
         // SAFETY: the layout's size is not zero.
         let allocation = unsafe { alloc_zeroed(layout) };
         let allocation = NonNull::new(allocation).ok_or_else(no_memory)?;
+        count(layout.size() as i64);
         #[cfg(target_os = "linux")]
         prefer_huge_pages(allocation, layout.size());
         // SAFETY: fewer than ALIGN bytes on, and ALIGN more than the elements need were allocated.
         let start = unsafe { allocation.add(allocation.align_offset(ALIGN)) }.cast();
         Ok(Self { start, len, allocation, layout })
     }
+}
+
+/// Not where a thread that ends drops what it kept: nobody asks it any more.
+fn count(bytes: i64) {
+    let _ = ALLOCATED.try_with(|allocated| allocated.set(allocated.get() + bytes));
 }
 
 /// Asks for pages of 2 MiB: reading weights front to back then misses the TLB 512 times less often, which is worth
@@ -74,6 +92,7 @@ fn prefer_huge_pages(start: NonNull<u8>, bytes: usize) {
 
 impl<T: Element> Drop for Aligned<T> {
     fn drop(&mut self) {
+        count(-(self.layout.size() as i64));
         // SAFETY: `zeros` allocated it with this very layout.
         unsafe { dealloc(self.allocation.as_ptr(), self.layout) };
     }
@@ -116,5 +135,22 @@ impl<T: Element> DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above, and `&mut self` is the only access.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_thread_counts_what_it_allocates() {
+        let before = allocated();
+        let memory = Aligned::<f32>::zeros(1 << 20, "a test").unwrap();
+        std::thread::spawn(|| drop(Aligned::<f32>::zeros(1 << 24, "another thread's").unwrap()))
+            .join()
+            .unwrap();
+        assert!((1 << 22..1 << 23).contains(&(allocated() - before)));
+        drop(memory);
+        assert_eq!(allocated(), before);
     }
 }

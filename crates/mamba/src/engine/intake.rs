@@ -141,10 +141,14 @@ impl EmbedGroup {
         }
     }
 
-    /// One failing text fails the request.
+    /// One failing text fails the request. Who sees that it has failed and says so too comes too late: the first error
+    /// is the answer.
     pub fn fail(&self, error: Error) {
-        self.failed.store(true, Ordering::Release);
-        let reply = self.results().reply.take();
+        let reply = {
+            let mut results = self.results();
+            self.failed.store(true, Ordering::Release);
+            results.reply.take()
+        };
         if let Some(reply) = reply {
             reply.finish(Err(error));
         }
@@ -281,12 +285,13 @@ pub(crate) fn admit(
             return reply.finish(Ok(Output::Embeddings { dimensions, data: Vec::new(), tokens: 0 }));
         }
         let cancel = reply.cancel.clone();
-        let results = EmbedResults {
-            data: vec![0.0; inputs.len() * dimensions],
-            left: inputs.len(),
-            tokens: 0,
-            reply: Some(reply),
-        };
+        let (mut data, elements) = (Vec::new(), inputs.len().saturating_mul(dimensions));
+        if data.try_reserve_exact(elements).is_err() {
+            let (bytes, what) = ((elements as u64).saturating_mul(4), "vectors".into());
+            return reply.finish(Err(Error::OutOfMemory { bytes, what, free: None }));
+        }
+        data.resize(elements, 0.0);
+        let results = EmbedResults { data, left: inputs.len(), tokens: 0, reply: Some(reply) };
         let group = Arc::new(EmbedGroup {
             options,
             results: Mutex::new(results),

@@ -127,6 +127,11 @@ impl<B: Backend> Worker<B> {
         {
             self.slots.write(&mut self.backend, slot, state)?;
             begun = true;
+            if let Work::Embed { .. } = sequence.work {
+                // Only for sequences that begin with a zero state the sum over the tokens does so by itself.
+                let d_model = self.info.config.d_model;
+                self.backend.write(&mut self.pooled, slot * d_model, &vec![0.0; d_model])?;
+            }
         }
         // From now on the slot has the state, and a session's old one need not live on for it.
         sequence.initial = None;

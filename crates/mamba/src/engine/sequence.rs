@@ -67,7 +67,8 @@ impl Sequence {
         let mut consumed: Vec<u32> = context.pending.into_iter().chain(ids.iter().copied()).collect();
         context.pending = consumed.pop();
         context.remember(&ids, 0);
-        let initial = context.state.take();
+        // Where nothing is consumed (a restored session may have no pending token), the state stays what it is.
+        let initial = if consumed.is_empty() { None } else { context.state.take() };
         Self {
             ids: consumed,
             done: 0,

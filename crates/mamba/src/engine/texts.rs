@@ -23,11 +23,11 @@ pub(super) struct Landing {
 }
 
 impl<B: Backend> Worker<B> {
-    /// Queues the copy of this step's finished texts.
-    pub(super) fn send_texts(&mut self) -> Result<()> {
+    /// Queues the copy of this step's finished texts. False if there are none.
+    pub(super) fn send_texts(&mut self) -> Result<bool> {
         let texts = std::mem::take(&mut self.pooled_texts);
         let slots = texts.iter().map(|text| text.slot);
-        let (Some(first), Some(last)) = (slots.clone().min(), slots.max()) else { return Ok(()) };
+        let (Some(first), Some(last)) = (slots.clone().min(), slots.max()) else { return Ok(false) };
         let d_model = self.info.config.d_model;
         match self.backend.read_later(&self.pooled, first * d_model, (last + 1 - first) * d_model) {
             Ok(rows) => self.landing.push_back(Landing { texts, first, rows }),
@@ -36,13 +36,13 @@ impl<B: Backend> Worker<B> {
                 return Err(error);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Hands out the vectors of all steps but the one queued last, or where nothing follows that, of all.
-    pub(super) fn collect_texts(&mut self) -> Result<()> {
+    /// Hands out the vectors of all steps but, where they were `sent` just now and a turn follows, of this one.
+    pub(super) fn collect_texts(&mut self, sent: bool) -> Result<()> {
         let follows = !self.running.is_empty() || !self.waiting.is_empty();
-        while self.landing.len() > usize::from(follows) {
+        while self.landing.len() > usize::from(sent && follows) {
             let Some(Landing { texts, first, rows }) = self.landing.pop_front() else { return Ok(()) };
             let rows = match rows() {
                 Ok(rows) => rows,

@@ -179,9 +179,9 @@ impl<B: Backend> Worker<B> {
         let sequences = self.running.len() + self.decoding();
         self.launch_decode()?;
         let (prompt_tokens, waited) = self.step()?;
-        self.send_texts()?;
+        let sent = self.send_texts()?;
         self.collect_decode()?;
-        self.collect_texts()?;
+        self.collect_texts(sent)?;
         let together = match &self.decode {
             // What comes next may be long in coming.
             _ if self.running.is_empty() && self.decoding() == 0 => None,

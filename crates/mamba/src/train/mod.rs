@@ -262,18 +262,19 @@ impl<B: TrainBackend> Trainer<B> {
     }
 
     /// Computes a batch as large as the options allow, of no meaning, and forgets it: what a device allocates while it
-    /// computes (a GPU's kernels have room of their own) is there from then on.
+    /// computes (a GPU's kernels have room of their own) is there from then on. `carried`: sequences will go on from batch
+    /// to batch, so that there must be room for the states of them all, too.
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`, what the backend gives.
-    pub fn warm_up(&mut self) -> Result<()> {
+    pub fn warm_up(&mut self, carried: bool) -> Result<()> {
         let tokens = self.options.max_tokens;
         let sequences = self.options.max_sequences.min(tokens);
         let batch = TrainBatch {
             ids: vec![0; tokens],
             targets: vec![0; tokens],
             cu_seqlens: (0..=sequences).map(|i| i * tokens / sequences).collect(),
-            carried: Vec::new(),
+            carried: if carried { vec![false; sequences] } else { Vec::new() },
         };
         self.forward(&batch)?;
         self.losses(&batch, Some(1.0 / tokens as f32))?;

@@ -46,6 +46,8 @@ impl<B: TrainBackend> States<B> {
             return Ok(());
         }
         let kept = self.read(backend)?;
+        // Never both the old ones and the new ones at a time.
+        (self.buffers, self.slots) = (None, 0);
         let mut buffer = || backend.alloc(slots * self.elements, "states of sequences");
         let buffers = Buffers {
             last: buffer()?,

@@ -311,6 +311,17 @@ impl RunConfig {
         positive("batch.size", self.batch.size)?;
         positive("batch.length", self.batch.length)?;
         positive("batch.accumulate", self.batch.accumulate)?;
+        for (field, value, factor) in [
+            ("batch.length", self.batch.length, self.batch.size),
+            ("batch.accumulate", self.batch.accumulate, self.batch.size),
+            ("batch.tokens", self.batch.tokens.unwrap_or(1), 1),
+        ] {
+            // Far beyond what any device computes at a time, and nothing that is made of it overflows.
+            if value.checked_mul(factor).is_none_or(|product| product > 1 << 31) {
+                let expected = "at most 2147483648 together with `batch.size`";
+                return Err(Error::option(field, value, expected));
+            }
+        }
         positive("checkpoint.keep", self.checkpoint.keep)?;
         positive("validation.batches", self.validation.batches as usize)?;
         if !(0.0..1.0).contains(&self.validation.fraction) {

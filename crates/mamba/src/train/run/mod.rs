@@ -26,13 +26,14 @@ use serde_json::{Value, json};
 use crate::atomic_file::write_atomically;
 use crate::checkpoint::{self, Checkpoint, Names};
 use crate::config::Config;
+use crate::cpu::memory::allocated;
 use crate::cpu::{Cpu, threads};
 use crate::dtype::DType;
 use crate::engine::Cancel;
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 use crate::train::adapter;
-use crate::train::data::{self, Layout, TokenFile, TokenizerKind, prepare, split, train_tokenizer};
+use crate::train::data::{self, Layout, Order, TokenFile, TokenizerKind, prepare, split, train_tokenizer};
 use crate::train::objective::{Examples, Language, Texts, Validation};
 use crate::train::{Start, StepReport, TrainBackend, TrainOptions, Trainer};
 
@@ -458,12 +459,12 @@ fn trainer<B: TrainBackend>(
     let mut attempt = |options: &TrainOptions| {
         let backend = backend(config)?;
         let on_cpu = backend.name() == "cpu";
-        let (before, available) = (memory::addresses(), memory::available());
+        let (before, available) = (allocated(), memory::available());
         let mut trainer = Trainer::new(backend, model.clone(), start, options.clone())?;
         if !on_cpu {
-            trainer.warm_up()?;
+            trainer.warm_up(config.batch.order == Order::Carried)?;
         }
-        let asked = memory::addresses().zip(before).map_or(0, |(now, before)| now.saturating_sub(before));
+        let asked = u64::try_from(allocated() - before).unwrap_or(0);
         match available.filter(|available| on_cpu && asked > *available) {
             Some(free) => Err(Error::OutOfMemory { bytes: asked, what: "training".into(), free: Some(free) }),
             None => Ok(trainer),
