@@ -10,8 +10,9 @@ export const plainTemplate =
 type Options<T> = Partial<T> & { models?: AppOptions['models'] }
 
 async function withDefaults(model: Mamba, options: Options<AppOptions>): Promise<AppOptions> {
-  const template = await ChatTemplate.from(plainTemplate)
-  return { models: { novels: model }, chatTemplates: { novels: template }, ...options }
+  const { models = { novels: model } } = options
+  const chatTemplates = 'novels' in models && { novels: await ChatTemplate.from(plainTemplate) }
+  return { ...(chatTemplates && { chatTemplates }), ...options, models }
 }
 
 /** What an app answers to a request, without a network. */
