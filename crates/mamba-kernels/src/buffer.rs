@@ -105,6 +105,11 @@ impl Buffer {
         lens.iter().map(|len| len.next_multiple_of(PART)).sum()
     }
 
+    /// The element of its allocation at which it begins.
+    pub(crate) fn begin(&self) -> usize {
+        self.begin
+    }
+
     /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {

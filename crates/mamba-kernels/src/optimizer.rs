@@ -4,7 +4,7 @@
 use crate::buffer::{Buffer, Float, span};
 use crate::device::{Device, Grid, Kernel};
 use crate::error::Result;
-use crate::params::{Adamw, GradientNorm, NORM_BLOCKS};
+use crate::params::{Adamw, GradientNorm, NORM_BLOCKS, RoundedCopy};
 
 /// The Euclidean norm of a flat group ([`Device::flat`], f32) into one f32; summed in f64, in one order.
 ///
@@ -29,7 +29,7 @@ pub fn norm(device: &Device, gradients: &[Buffer], norm: &mut Buffer) -> Result<
 pub struct Step<'a> {
     /// f32.
     pub params: &'a mut [Buffer],
-    /// Copies of the first parameters, of any type; may be empty.
+    /// Copies of the first parameters, bf16 (see [`rounded_copy`]) or f32; may be empty.
     pub copies: &'a mut [Buffer],
     /// f32.
     pub gradients: &'a [Buffer],
@@ -98,4 +98,27 @@ pub fn adamw(device: &Device, op: Step) -> Result<()> {
     };
     let blocks = (count / 4).div_ceil(256).min(16 * device.multiprocessors());
     device.launch(Kernel::of("adamw", float), Grid::new([blocks, 1, 1], 256), &params)
+}
+
+/// A parameter's bf16 copy, with the bits that [`adamw`] gives it: rounded up or down by chance, an element of a flat group
+/// always by the same. Both are of flat groups, at the same place.
+///
+/// # Errors
+/// [`crate::Error::Lost`].
+///
+/// # Panics
+/// If they are not that.
+pub fn rounded_copy(device: &Device, values: &Buffer, copy: &mut Buffer) -> Result<()> {
+    assert!((values.begin(), values.len()) == (copy.begin(), copy.len()), "not at the same place");
+    let (from, count) = span(std::slice::from_ref(values), Float::F32);
+    let (to, _) = span(std::slice::from_ref(copy), Float::BF16);
+    let begin = values.begin();
+    let params = RoundedCopy {
+        params: from - (begin * Float::F32.bytes()) as u64,
+        copies: to - (begin * Float::BF16.bytes()) as u64,
+        begin: begin as i64,
+        count: count as i64,
+    };
+    let blocks = (count / 4).div_ceil(256).min(16 * device.multiprocessors());
+    device.launch(Kernel::plain("rounded_copy"), Grid::new([blocks, 1, 1], 256), &params)
 }

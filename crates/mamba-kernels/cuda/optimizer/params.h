@@ -4,7 +4,8 @@
 // Launch                     grid                       block   dynamic shared memory
 //   gradient_norm            (kNormBlocks)              256     0
 //   gradient_norm_finish     (1)                        256     0
-//   adamw_<dtype of copies>  (any number of blocks)     256     0
+//   adamw_<bf16 or f32>      (any number of blocks)     256     0
+//   rounded_copy             (any number of blocks)     256     0
 #pragma once
 
 constexpr int kNormBlocks = 1024; // partial sums: a constant, so that the sum does not depend on the card
@@ -19,14 +20,21 @@ struct GradientNorm {
 
 // m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2; p = keep p - step_size m / (sqrt(v) root_scale + eps), where
 // g = gradient * min(1, clip / (norm + 1e-6)), and keep only for the first `decayed` elements. Nothing is changed where the
-// norm is not finite. The first `copied` elements are also written to `copies`.
+// norm is not finite. The first `copied` elements are also written to `copies`, in bf16 rounded as optimizer.cu says.
 struct Adamw {
     float *params, *m, *v;  // [count]
     const float *gradients; // [count]
-    void *copies;           // dtype [copied]
+    void *copies;           // bf16 or f32 [copied]
     const float *norm;      // [1]
     long long count, decayed, copied; // multiples of 4
     float step_size, root_scale, keep, beta1, rest1, beta2, rest2, eps;
     float clip;             // infinite: never
     int reserved;
+};
+
+// Elements `begin` to `begin + count`, multiples of 4, of the same copies.
+struct RoundedCopy {
+    const float *params;
+    void *copies; // bf16
+    long long begin, count;
 };

@@ -67,6 +67,11 @@ impl TrainBackend for Cpu {
         Ok(())
     }
 
+    fn round(&mut self, values: &Aligned<f32>, copy: &mut Aligned<f32>) -> Result<()> {
+        copy.copy_from_slice(values);
+        Ok(())
+    }
+
     fn zero_view(&mut self, to: ViewMut<Aligned<f32>>) -> Result<()> {
         let (rows, cols) = (to.rows, to.cols);
         let to = MutMatrix::new(to, rows, cols);

@@ -49,6 +49,10 @@ impl TrainBackend for Cuda {
         kernels::elementwise::convert(&self.device, rows(from), rows_mut(to), add).map_err(failed)
     }
 
+    fn round(&mut self, values: &Buffer, copy: &mut Buffer) -> Result<()> {
+        kernels::optimizer::rounded_copy(&self.device, values, copy).map_err(failed)
+    }
+
     fn zero_view(&mut self, to: ViewMut<Buffer>) -> Result<()> {
         self.device.zero_rows(rows_mut(to)).map_err(failed)
     }

@@ -52,7 +52,7 @@ const MAX_TEXT_THREADS: usize = 4;
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best that is there: a GPU that can compute in the model's type, or else the processor.
+    /// The best that is there: a GPU, or else the processor.
     #[default]
     Auto,
     /// The processor.
@@ -525,7 +525,7 @@ impl Mamba {
     }
 }
 
-/// The GPU, where it is asked for; where the device is left open, only if it is there, and for types that a GPU has run.
+/// The GPU, where it is asked for, and where the device is left open and it is there.
 #[cfg(feature = "cuda")]
 fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::cuda::Cuda>> {
     let dtype = options.dtype.unwrap_or_else(|| checkpoint.dtype());
@@ -533,7 +533,6 @@ fn cuda(options: &LoadOptions, checkpoint: &Checkpoint) -> Result<Option<crate::
     match options.device {
         Device::Cpu => Ok(None),
         Device::Cuda => cuda(),
-        Device::Auto if dtype.format().is_some() => Ok(None),
         Device::Auto => match cuda() {
             Err(Error::DeviceUnavailable { .. } | Error::DeviceLost { .. }) => Ok(None),
             other => other,

@@ -40,6 +40,10 @@ pub trait TrainBackend: Backend {
     /// `to ← from`, or `to += from`, converted to `to`'s type. Both have the same shape.
     fn copy(&mut self, from: View<Self::Buffer>, to: ViewMut<Self::Buffer>, add: bool) -> Result<()>;
 
+    /// A parameter's copy as `adamw` makes it: in the activations' type, rounded up or down by chance, an element always by
+    /// the same; both buffers are of flat groups, at the same place.
+    fn round(&mut self, values: &Self::Buffer, copy: &mut Self::Buffer) -> Result<()>;
+
     /// Fills a view with zeros.
     fn zero_view(&mut self, to: ViewMut<Self::Buffer>) -> Result<()>;
 

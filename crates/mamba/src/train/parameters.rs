@@ -10,7 +10,8 @@ use crate::ops::adamw::{AdamW, Rates};
 pub(super) struct Parameters<B: TrainBackend> {
     /// f32.
     pub values: Vec<B::Buffer>,
-    /// The matrices in the activations' type, trained ones first; empty where that is f32.
+    /// The matrices in the activations' type, trained ones first; empty where that is f32. Trained ones are rounded by
+    /// chance ([`TrainBackend::round`]), so that small steps count; frozen ones to the nearest, as at inference.
     copies: Vec<B::Buffer>,
     /// Of the trained ones.
     pub gradients: Vec<B::Buffer>,
@@ -156,12 +157,15 @@ impl<B: TrainBackend> Parameters<B> {
     pub fn write(&mut self, backend: &mut B, index: usize, values: &[f32]) -> Result<()> {
         backend.write(&mut self.values[index], 0, values)?;
         let is_matrix = !self.copies.is_empty() && self.is_matrix(index);
-        if is_matrix {
-            let copy = self.copy(index);
-            let from = View::dense(&self.values[index], 1, values.len());
-            backend.copy(from, ViewMut::dense(&mut self.copies[copy], 1, values.len()), false)?;
+        if !is_matrix {
+            return Ok(());
         }
-        Ok(())
+        let (copy, is_trained) = (self.copy(index), self.is_trained(index));
+        let (from, to) = (&self.values[index], &mut self.copies[copy]);
+        if is_trained {
+            return backend.round(from, to);
+        }
+        backend.copy(View::dense(from, 1, values.len()), ViewMut::dense(to, 1, values.len()), false)
     }
 
     fn is_matrix(&self, index: usize) -> bool {
