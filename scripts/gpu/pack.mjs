@@ -3,8 +3,8 @@
 // .gpu/pack. It is built here, for glibc of this machine and later; NODE_MAMBA_CUDA_ARCHS=90 builds for Hopper alone.
 // With NODE_MAMBA_NOVELS, a folder with corpus/ and val/ of the novels that the default model learned from, their tokens
 // too (40 MB), for ./run.sh novels.
-import { spawnSync } from 'node:child_process'
-import { copyFileSync, cpSync, mkdirSync, rmSync } from 'node:fs'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { copyFileSync, cpSync, mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import { fail, step } from '../steps.mjs'
 
 const folder = process.argv[2] ?? '.gpu/pack'
@@ -33,8 +33,10 @@ function build(name, args) {
 }
 
 for (const test of ['cuda', 'cuda_lost']) build(test, ['test', '--no-run', '--test', test])
-for (const example of ['speed', 'generation', 'train_novels']) build(example, ['build', '--example', example])
+for (const example of ['speed', 'generation', 'train_speed', 'train_novels'])
+  build(example, ['build', '--example', example])
 copyFileSync('scripts/gpu/run.sh', `${folder}/run.sh`)
+writeFileSync(`${folder}/commit`, execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim())
 for (const data of ['crates/mamba/tests/reference', 'models/mamba-novels-7m'])
   cpSync(data, `${folder}/${data}`, { recursive: true })
 const novels = process.env.NODE_MAMBA_NOVELS

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What scripts/gpu/pack.mjs packed, run on the machine with the GPU: ./run.sh [test filter] checks, ./run.sh memcheck
 # [test filter] checks under compute-sanitizer, ./run.sh bench times the 130m model, ./run.sh generation FILE measures
-# what crates/mamba/examples/generation does, a JSON object a line, ./run.sh novels FOLDER trains the default model again
-# by its own recipe, in bf16 and then in f32 (or in what a third word says), leaves models and logs in FOLDER, and evaluates
-# them and the official one on the same tokens.
+# what crates/mamba/examples/generation does, a JSON object a line, ./run.sh quantized FILE times decoding and prompts with
+# quantized weights beside f16, ./run.sh training FOLDER times training steps and, by the
+# profiler, their kernels, ./run.sh novels FOLDER [SEEDS [PRECISION]] trains the default model again by its own recipe (seed
+# 0, bf16), leaves models and logs in FOLDER, and evaluates them and the official one on the same tokens.
 # cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -30,13 +31,39 @@ elif [ "${1:-}" = generation ]; then
     for shape in 130m 370m; do ./generation embed $shape bf16 || status=$?; done
   } > >(tee "$2")
   exit $status
+elif [ "${1:-}" = quantized ]; then
+  status=0
+  {
+    echo "{\"what\":\"run\",\"commit\":\"$(cat commit)\",\"date\":\"$(date -I)\"}"
+    ./generation machine
+    for shape in 130m 1.4b; do
+      for dtype in f16 q8_0 q4_k; do ./generation throughput $shape $dtype 1,8,16,64 || status=$?; done
+    done
+  } > >(tee "$2")
+  exit $status
+elif [ "${1:-}" = training ]; then
+  mkdir -p "$2"
+  status=0
+  time_steps() { ./train_speed "$@" --device cuda || status=$?; }
+  {
+    ./generation machine
+    time_steps 130m bf16 8 2048 20
+    time_steps 130m bf16 32 2048 10
+    time_steps 370m bf16 8 2048 10
+    time_steps 130m bf16 1 131072 5
+  } > >(tee "$2/steps.jsonl")
+  PATH=$PATH:/usr/local/cuda/bin ncu --clock-control none --metrics gpu__time_duration.sum --csv --page raw \
+    ./train_speed 130m bf16 8 2048 2 --device cuda > "$2/kernels.csv" || status=$?
+  exit $status
 elif [ "${1:-}" = novels ]; then
   status=0
   evaluate() { ./train_novels evaluate "$1" val.tokens corpus.tokens --precision "$precision" || status=$?; }
-  for precision in ${3:-bf16 f32}; do
-    evaluate models/mamba-novels-7m
-    ./train_novels run corpus.tokens val.tokens "$2/$precision" --precision "$precision" || status=$?
-    evaluate "$2/$precision"
+  precision=${4:-bf16}
+  evaluate models/mamba-novels-7m
+  for seed in ${3:-0}; do
+    out=$2/$precision-$seed
+    ./train_novels run corpus.tokens val.tokens "$out" --precision "$precision" --seed "$seed" || status=$?
+    evaluate "$out" | tee "$out/evaluation.json"
   done
   exit $status
 elif [ "${1:-}" = memcheck ]; then

@@ -38,7 +38,7 @@ pub fn conv_step(device: &Device, batch: &Batch, op: causal_conv1d::Forward) -> 
         d_conv: d_conv as i32,
     };
     let grid = Grid::new([channels.div_ceil(CONV_STEP_CHANNELS), sequences, 1], 128);
-    device.launch(Kernel::of("conv_step", float), grid, &params)
+    device.launch(Kernel::of("conv_step", float), grid.behind(true), &params)
 }
 
 /// The scan's step.
@@ -83,5 +83,6 @@ pub fn scan_step(device: &Device, batch: &Batch, op: selective_scan::Forward) ->
         0 => 0,
         _ => params::scan_step_rows(sequences, channels, device.multiprocessors()),
     };
-    device.launch(Kernel::of("scan_step", float), Grid::new([columns, rows, 1], 128), &params)
+    let grid = Grid::new([columns, rows, 1], 128).behind(true);
+    device.launch(Kernel::of("scan_step", float), grid, &params)
 }

@@ -104,8 +104,8 @@ impl Grid {
         Self { shared: bytes as u32, ..self }
     }
 
-    /// The kernel may begin before the one in front of it has ended, which belongs to the same operation and says from
-    /// when on; it waits itself for what it needs (cuda/selective_scan/common.cuh, wait_for_previous). From Hopper on.
+    /// The kernel may begin before the one in front of it has ended: when that one says so, or as its blocks end. It waits
+    /// itself for what it needs (cuda/common/early.cuh). From Hopper on.
     pub fn behind(self, behind: bool) -> Self {
         Self { behind, ..self }
     }

@@ -125,7 +125,7 @@ fn launch_forward(
         eps,
     };
     let grid = Grid::new([params::norm_blocks(tokens), 1, 1], params::norm_threads(channels) as u32);
-    device.launch(Kernel::of("add_norm_forward", float), grid, &params)
+    device.launch(Kernel::of("add_norm_forward", float), grid.behind(true), &params)
 }
 
 /// `residual_grad ← residual_grad + ∂norm/∂residual · out_grad`, and the gradients of delta, the weight and the bias. The

@@ -105,7 +105,7 @@ inline int generic_channels(int states) { // channels a warp
     return 32 / width;
 }
 
-// A kernel that begins before the one in front of it has ended (common.cuh, wait_for_previous). Only right behind a
+// A kernel that begins before the one in front of it has ended (common/early.cuh). Only right behind a
 // kernel of the same operation. Launched plainly it gives the same result, some microseconds later.
 template <class P> void launch_behind(void (*kernel)(P), dim3 grid, int threads, int bytes, cudaStream_t stream, const P &p) {
     cudaLaunchAttribute attribute{};

@@ -194,11 +194,13 @@ template <class T, bool kAligned> __device__ void step_any(const ScanStep &p) {
 }
 
 template <class T> __device__ __forceinline__ void conv_step(const ConvStep &p) {
+    wait_for_previous();
     const bool aligned = p.channels % 4 == 0 && fours<T>(p.x, p.x_stride) && fours<T>(p.out, p.out_stride) &&
                          fours<float>(p.weight, 0) && fours<float>(p.bias, 0) && fours<float>(p.state, p.slot_stride);
     aligned ? conv<T, true>(p) : conv<T, false>(p);
 }
 template <class T> __device__ __forceinline__ void scan_step(const ScanStep &p) {
+    wait_for_previous();
     const bool aligned = p.channels % 4 == 0 && fours<T>(p.u, p.u_stride) && fours<T>(p.delta, p.delta_stride) &&
                          fours<T>(p.z, p.z_stride) && fours<T>(p.y, p.y_stride) && fours<float>(p.a, 0) &&
                          fours<float>(p.d, 0) && fours<float>(p.delta_bias, 0) && fours<float>(p.state, p.slot_stride);

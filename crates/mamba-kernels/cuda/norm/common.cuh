@@ -1,9 +1,11 @@
 // What forward and backward share: which channels a thread has.
 #pragma once
+#include "../common/early.cuh"
 #include "../common/vector.cuh"
 #include "params.h"
 
 namespace addnorm {
+using namespace early;
 using namespace vec;
 
 // A block takes a row in tiles of blockDim.x * kNormChannels channels. Of each a thread has kParts vectors, the block's

@@ -77,6 +77,7 @@ template <class T, bool kFast> __device__ void forward_rows(const NormForward &p
 }
 
 template <class T> __device__ __forceinline__ void forward(const NormForward &p) {
+    wait_for_previous();
     const bool fast = p.channels % V == 0 && p.channels <= blockDim.x * kNormChannels && aligned<V>((const T *)p.delta, p.delta_stride) && aligned<V>(p.residual, p.residual_stride) &&
                       aligned<V>(p.residual_out, p.residual_out_stride) && aligned<V>((const T *)p.out, p.out_stride) &&
                       aligned<V>(p.weight, 0) && aligned<V>(p.bias, 0);

@@ -544,7 +544,7 @@ __device__ void decode(const Decode &p) {
         sampling.logits = p.logits, sampling.counts = p.counts, sampling.stride = p.stride, sampling.vocab = p.vocab;
     }
     __syncthreads();
-    scan::wait_for_previous();
+    early::wait_for_previous();
     const Choice choice = sample(sampling, options, p.survey + 3 * kSurveyParts * (long long)blockIdx.x);
     if (threadIdx.x != 0) return;
     int *const chosen = p.chosen + 2 * (row.slot * kDecodeAhead + row.count % kDecodeAhead);

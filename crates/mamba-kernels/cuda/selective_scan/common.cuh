@@ -1,5 +1,6 @@
 // What the selective-scan kernels share: conversions, the exponential, the tensor-core sums.
 #pragma once
+#include "../common/early.cuh"
 #include "params.h"
 #include <cstdint>
 #include <cuda_bf16.h>
@@ -7,6 +8,7 @@
 #include <type_traits>
 
 namespace scan {
+using namespace early;
 
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
@@ -162,20 +164,6 @@ __device__ __forceinline__ void copy16(void *shared, const void *global, bool va
 }
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
-
-// Where kernels that belong together follow each other, the later one is launched with programmatic stream
-// serialization (launch.h): it starts as soon as all blocks of the earlier one have called let_next_start, and may read
-// what that one writes, or write anything, only after wait_for_previous. Launched plainly both do nothing.
-__device__ __forceinline__ void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 template <class T> __device__ __forceinline__ const T *row(const void *base, long long stride, long long token) {
     return static_cast<const T *>(base) + token * stride;

@@ -98,7 +98,7 @@ impl Backend for Cuda {
     }
 
     fn prefill_chunk(&self) -> usize {
-        8192
+        16384
     }
 
     fn memory(&mut self) -> Option<(u64, u64)> {

@@ -53,7 +53,7 @@ fn training_on_large_batches_is_as_on_the_cpu() {
         max_sequences: 48,
         ..TrainOptions::default()
     };
-    let rows = |from: usize| TrainBatch::rows((0..48).map(|row| &ids[from + 145 * row..][..1025]));
+    let rows = |from: usize| TrainBatch::rows((0..48).map(|row| &ids[from + 440 * row..][..1025]));
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
     let new = |options: &TrainOptions| (config.clone(), Start::Seed(0), options.clone());
     let (shape, start, given) = new(&options);

@@ -1,0 +1,100 @@
+// node scripts/gpu/training.mjs STEPS NOVELS [COMMIT]: what `scripts/gpu/run.sh training STEPS` and `run.sh novels NOVELS`
+// left in their folders becomes benches/results/training-<card>.json, docs/training-novels.svg and, printed, the tables of
+// docs/training.md. Without folders the chart and the tables are made from the committed results: with the card alone.
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { chart, table } from './report.mjs'
+
+const json = (path) => JSON.parse(readFileSync(path, 'utf8'))
+const [first, novels, commit] = process.argv.slice(2)
+const resultsOf = (card) => `benches/results/training-${card}.json`
+
+/** The time of each kernel in a profile, µs a step, templates and lengths of cuBLAS's tiles left out; longest first. */
+function kernels(csv) {
+  const lines = csv.split('\n').filter((line) => line.startsWith('"'))
+  const rows = lines.map((line) => line.slice(1, -1).split('","'))
+  const [name, time, unit] = ['Kernel Name', 'gpu__time_duration.sum'].map((column) => rows[0].indexOf(column))
+  if (rows[1][time] !== 'ns') throw new Error(`times in ${rows[1][time]}`)
+  const kinds = new Map()
+  for (const row of rows.slice(2)) {
+    const kernel = row[name].replace(/[<(].*/, '').replace(/^void /, '')
+    const kind = /nvjet|cublas|gemm/.test(kernel) ? 'products (cuBLAS)' : kernel
+    const sum = kinds.get(kind) ?? { kernel: kind, launches: 0, us: 0 }
+    sum.launches += 1
+    sum.us += Number(row[time].replaceAll(',', '')) / 1e3
+    kinds.set(kind, sum)
+  }
+  // A warm-up step and those that were asked for; what a model's making launches is not among them.
+  const steps = kinds.get('gradient_norm').launches
+  return [...kinds.values()]
+    .filter(({ launches }) => launches >= steps)
+    .map(({ kernel, launches, us }) => ({ kernel, launches: launches / steps, us: us / steps }))
+    .toSorted((a, b) => b.us - a.us)
+}
+
+let card = first
+if (novels) {
+  const rows = readFileSync(`${first}/steps.jsonl`, 'utf8').trim().split('\n').map((line) => JSON.parse(line))
+  const machine = rows.find((row) => row.what === 'machine')
+  card = machine.card.split(' ')[1].toLowerCase()
+  const runs = readdirSync(novels).map((run) => {
+    const { log, ...summary } = json(`${novels}/${run}/log.json`)
+    const { train_loss, validation_loss } = json(`${novels}/${run}/evaluation.json`)
+    return { run, ...summary, train_loss, validation_loss, log }
+  })
+  const file = {
+    date: new Date().toISOString().slice(0, 10),
+    commit: commit ?? '',
+    card: machine.card,
+    driver: machine.driver,
+    copy_tb_s: machine.copy_tb_s,
+    bf16_tflops: machine.bf16_tflops,
+    steps: rows.filter((row) => row !== machine),
+    kernels: kernels(readFileSync(`${first}/kernels.csv`, 'utf8')),
+    novels: runs,
+  }
+  writeFileSync(resultsOf(card), JSON.stringify(file, null, 1) + '\n')
+}
+
+const file = json(resultsOf(card))
+const official = json('crates/mamba/tests/reference/novels-7m-training.json')
+table(
+  ['shape', 'sequences × tokens', 'tokens/s', 'ms a step', 'GiB'],
+  file.steps.map((row) => [
+    row.shape,
+    `${row.sequences} × ${row.length}`,
+    Math.round(row.tokens_per_second).toLocaleString('en-US'),
+    row.ms_per_step.toFixed(1),
+    row.memory_gib.toFixed(1),
+  ]),
+)
+const all = file.kernels.reduce((sum, { us }) => sum + us, 0)
+table(
+  ['kernel', 'launches', 'ms', 'of all'],
+  file.kernels
+    .filter(({ us }) => us > all / 200)
+    .map(({ kernel, launches, us }) => [
+      `\`${kernel}\``,
+      Math.round(launches),
+      (us / 1e3).toFixed(2),
+      `${((100 * us) / all).toFixed(1)} %`,
+    ]),
+)
+table(
+  ['run', 'training loss', 'validation loss'],
+  file.novels.map((run) => [run.run, run.train_loss.toFixed(4), run.validation_loss.toFixed(4)]),
+)
+const curve = (log) => log.filter(([step]) => step >= 500).map(([step, , , loss]) => [step, loss])
+writeFileSync(
+  'docs/training-novels.svg',
+  chart({
+    title: 'Validation loss of the default model’s recipe, 285 million tokens',
+    x: 'step',
+    y: 'nats a token',
+    ticks: [1000, 2000, 3000, 4000, 5000],
+    linear: [3.7, 3.75, 3.8, 3.85, 3.9, 3.95, 4],
+    series: [
+      ...file.novels.map(({ run, log }) => ({ name: run, points: curve(log) })),
+      { name: 'official', points: curve(official.log), dashed: true, colour: 5 },
+    ],
+  }),
+)
