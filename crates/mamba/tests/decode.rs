@@ -4,7 +4,8 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use common::ahead::Ahead;
@@ -37,9 +38,14 @@ fn host(max_batch: usize) -> Mamba {
 }
 
 fn ahead(max_batch: usize) -> Mamba {
+    ahead_with(max_batch, Arc::default())
+}
+
+/// With whether the backend's next read panics.
+fn ahead_with(max_batch: usize, defect: Arc<AtomicBool>) -> Mamba {
     let checkpoint = Checkpoint::open(&folder(), &OpenOptions { mmap: true }).unwrap();
     let tokenizer = Tokenizer::from_file(checkpoint.tokenizer_path().unwrap()).unwrap();
-    let (backend, options) = (Ahead(Cpu::new(2).unwrap()), options(max_batch));
+    let (backend, options) = (Ahead(Cpu::new(2).unwrap(), defect), options(max_batch));
     Mamba::with_backend(backend, 2, &checkpoint, Some(tokenizer), &options, &Cancel::default(), &mut |_| {})
         .unwrap()
 }
@@ -158,6 +164,63 @@ fn a_panicking_callback_ends_what_was_running_and_no_more() {
     let last = failed.recv_timeout(Duration::from_secs(60)).unwrap();
     assert!(matches!(last, Event::Failed(Error::Internal { .. })), "{last:?}");
     events(&other);
+    let again = said(events(&start(&ahead, request(3), Cancel::default())));
+    assert_eq!(again, said(events(&start(&host(4), request(3), Cancel::default()))));
+}
+
+/// A defect of the engine's or the backend's, in the very turn in which a sequence goes from the batch to the decoder's
+/// table: everyone is answered, and no slot is lost.
+#[test]
+fn a_panic_on_the_way_to_the_table_loses_no_slot() {
+    let defect = Arc::new(AtomicBool::new(false));
+    let ahead = ahead_with(2, defect.clone());
+    let ids = |n: u32| Input::Ids((1..=n).collect());
+    let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
+    for round in 0..3 {
+        // A session's state is read, and so the panic comes, in the step in which the other's prompt ends.
+        let session = ahead.session();
+        let held = ahead.session();
+        let ((here, arrived), (go, gone)) = (mpsc::channel(), mpsc::channel::<()>());
+        let (set, wait) = (defect.clone(), Mutex::new(gone));
+        let hold = move |_| {
+            here.send(()).unwrap();
+            wait.lock().unwrap().recv().unwrap();
+            set.store(true, Ordering::Relaxed);
+        };
+        ahead.submit(Task::Append { session: held, input: ids(2) }, Cancel::default(), hold).unwrap();
+        // Both arrive while the engine's thread is in that callback.
+        arrived.recv().unwrap();
+        let append = Task::Append { session: session.clone(), input: ids(4) };
+        let append = start(&ahead, append, Cancel::default());
+        let text = Task::Generate { prompt: ids(3), options: options.clone() };
+        let text = start(&ahead, text, Cancel::default());
+        go.send(()).unwrap();
+        for answer in [append, text] {
+            let last = events(&answer).pop();
+            assert!(matches!(last, Some(Event::Failed(Error::Internal { .. }))), "{round}: {last:?}");
+        }
+        assert_eq!(session.tokens(), 0, "as it was");
+    }
+    // Two at a time, as before.
+    let both = [3, 4].map(|i| start(&ahead, request(i), Cancel::default()));
+    let expected = host(2);
+    for (i, answer) in [3, 4].into_iter().zip(&both) {
+        assert_eq!(said(events(answer)), said(events(&start(&expected, request(i), Cancel::default()))));
+    }
+}
+
+/// A callback that panics at the end, too, takes nobody along.
+#[test]
+fn a_callback_that_always_panics_ends_no_engine() {
+    let ahead = ahead(4);
+    for _ in 0..6 {
+        let options = GenerateOptions { max_tokens: 9, ignore_eos: true, stream: true, ..Default::default() };
+        let task = Task::Generate { prompt: Input::Text("A".into()), options };
+        ahead.submit(task, Cancel::default(), |_| panic!("a callback's panic")).unwrap();
+    }
+    while ahead.stats().requests_in_flight > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let again = said(events(&start(&ahead, request(3), Cancel::default())));
     assert_eq!(again, said(events(&start(&host(4), request(3), Cancel::default()))));
 }

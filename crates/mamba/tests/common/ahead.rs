@@ -2,6 +2,8 @@
 //! choice only behind its mark. So the engine's decoding is tested without a GPU.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mamba::backend::{Backend, Batch, View, ViewMut};
 use mamba::checkpoint::Tensor;
@@ -18,7 +20,8 @@ type Buffer = <Cpu as Backend>::Buffer;
 type Weight = <Cpu as Backend>::Weight;
 type Plan = <Cpu as Backend>::Plan;
 
-pub struct Ahead(pub Cpu);
+/// With whether its next read panics.
+pub struct Ahead(pub Cpu, pub Arc<AtomicBool>);
 
 impl Backend for Ahead {
     type Buffer = Buffer;
@@ -38,6 +41,7 @@ impl Backend for Ahead {
     }
 
     fn read(&mut self, buffer: &Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
+        assert!(!self.1.swap(false, Ordering::Relaxed), "a defect");
         self.0.read(buffer, offset, values)
     }
 
