@@ -351,6 +351,91 @@ fn a_batch_that_does_not_fit_says_what_does() {
     assert!((64..1 << 20).contains(&size), "{error}");
 }
 
+/// Of examples a batch is computed in pieces, so it is these that have to fit.
+#[test]
+fn examples_that_do_not_fit_say_how_many_tokens_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("labels.jsonl");
+    let line = |i: usize| format!("{{\"text\":\"text {i}\",\"label\":\"{}\"}}\n", i % 2);
+    fs::write(&file, (0..8).map(line).collect::<String>()).unwrap();
+    let config = |out: &str, tokens: u64| {
+        let changes = json!({
+            "data": { "files": [file] },
+            "objective": { "kind": "classify" },
+            "batch": { "size": 4, "length": 64, "tokens": tokens },
+            "steps": 1,
+        });
+        small(&folder.path().join(out), changes)
+    };
+    let error = go(&config("all", 1 << 30)).unwrap_err();
+    assert_eq!(error.code(), "OUT_OF_MEMORY", "{error}");
+    let text = error.to_string();
+    assert!(text.contains("`batch.tokens` is 1073741824; ") && !text.contains("batch.size"), "{text}");
+    let fits: u64 = text.split("; ").find_map(|part| part.split(" fits").next()?.parse().ok()).unwrap();
+    // Half of it, should others have taken memory meanwhile.
+    go(&config("half", fits / 2)).unwrap();
+    let rows = json!({ "batch": { "size": 4, "length": 64, "tokens": 64 } });
+    let of_a_language_model = serde_json::to_value(small(folder.path(), json!({}))).unwrap();
+    let error = RunConfig::from_json(&merged(of_a_language_model, rows).to_string()).unwrap_err();
+    assert!(error.to_string().contains("`batch.tokens`"), "{error}");
+}
+
+/// Rows that are carried take little to compute and much to keep.
+#[cfg(target_os = "linux")]
+#[test]
+fn carried_states_have_to_fit_too() {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+    let available = 1024 * line.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
+    // Each row may have two sequences in a batch, each of these five states and a copy: half as much again as there is.
+    // All else, the scan's own states for the most part, is less than a third of it.
+    let state = 4 * 8 * 512 * (3 + 256);
+    let rows = available / 2 * 3 / (2 * 6 * state);
+    let folder = tempfile::tempdir().unwrap();
+    let changes = json!({
+        "config": { "d_model": 256, "n_layer": 8, "ssm_cfg": { "d_state": 256 } },
+        "batch": { "size": rows, "length": 1, "order": "carried" },
+    });
+    let cancel = Cancel::default();
+    let error = run(&small(folder.path(), changes), &cancel, &mut |_| cancel.cancel()).unwrap_err();
+    assert_eq!(error.code(), "OUT_OF_MEMORY", "{error}");
+    assert!(error.to_string().contains(&format!("`batch.size` is {rows}; ")), "{error}");
+}
+
+#[test]
+fn what_is_missing_in_a_folder_is_named_and_nothing_is_begun_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = small(folder.path(), json!({ "resume": true }));
+    abort_after(&config, 5);
+    let all = |path: &Path| {
+        let mut files = Vec::new();
+        let mut folders = vec![path.to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() { folders.push(path) } else { files.push((path.clone(), fs::read(path).unwrap())) }
+            }
+        }
+        files.sort();
+        files
+    };
+    let before = all(folder.path());
+    for name in ["run.json", "tokenizer.json", "data.tokens"] {
+        let (path, aside) = (folder.path().join(name), folder.path().join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        let error = go(&config).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.code(), if name == "run.json" { "RUN_INVALID" } else { "FILE_NOT_FOUND" });
+        if name == "run.json" {
+            assert!(error.to_string().contains("step-00000005"), "{error}");
+            assert_eq!(go(&small(folder.path(), json!({}))).unwrap_err().code(), "RUN_INVALID");
+        }
+        fs::rename(&aside, &path).unwrap();
+        assert!(all(folder.path()) == before, "{name}");
+    }
+    assert_eq!(go(&config).unwrap().1.first().unwrap().step, 6);
+}
+
 /// Mounting a small file system takes root.
 #[cfg(target_os = "linux")]
 #[test]

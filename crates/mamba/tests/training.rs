@@ -433,6 +433,43 @@ fn steps_with_gradients_that_are_not_finite_are_skipped_and_end_in_an_error() {
     assert_eq!(error.code(), "TRAINING_DIVERGED");
 }
 
+/// What goes on after a skipped step goes on from the last finite state.
+#[test]
+fn a_skipped_step_leaves_no_state_that_is_not_finite() {
+    let config = plain();
+    let rng = &mut Rng(36);
+    let lengths = [40, 7];
+    let mut batches: Vec<TrainBatch> = (0..4).map(|_| batch(rng, &config, &lengths)).collect();
+    batches.iter_mut().zip([[false; 2], [true, false], [true; 2], [true; 2]]).for_each(|(batch, carried)| {
+        batch.carried = carried.to_vec();
+    });
+    let name = "backbone.layers.0.norm.weight";
+    let through = |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| {
+        trainer.step_through(std::slice::from_ref(batch)).unwrap()
+    };
+    let once = |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| {
+        trainer.step(std::slice::from_ref(batch)).unwrap()
+    };
+    for step in [&once as &dyn Fn(&mut Trainer<Cpu>, &TrainBatch) -> mamba::train::StepReport, &through] {
+        let mut trainer = trainer(config.clone(), options());
+        step(&mut trainer, &batches[0]);
+        let good = trainer.parameter(name).unwrap();
+        let mut bad = good.clone();
+        bad[3] = f32::NAN;
+        let mut expected = trainer.carried_states().unwrap();
+        // The second sequence was fresh, so it is again.
+        expected[1].fill(0.0);
+        trainer.set_parameter(name, &bad).unwrap();
+        for batch in &batches[1..3] {
+            assert!(step(&mut trainer, batch).skipped);
+            assert_eq!(trainer.carried_states().unwrap(), expected);
+        }
+        trainer.set_parameter(name, &good).unwrap();
+        let report = step(&mut trainer, &batches[3]);
+        assert!(!report.skipped && report.loss.is_finite(), "{report:?}");
+    }
+}
+
 #[test]
 fn bad_input() {
     let config = plain();

@@ -339,6 +339,10 @@ impl RunConfig {
         if let (Some(_), None) = (&self.adapter, &self.model) {
             return Err(Error::option("adapter", "given without `model`", "a model that is trained already"));
         }
+        if let (ObjectiveConfig::CausalLm, Some(tokens)) = (&self.objective, self.batch.tokens) {
+            let expected = "nothing: a language model's batch is `batch.size` rows of `batch.length` tokens";
+            return Err(Error::option("batch.tokens", tokens, expected));
+        }
         if let ObjectiveConfig::Contrastive { temperature, .. } = self.objective
             && !(temperature.is_finite() && temperature > 0.0)
         {
