@@ -224,6 +224,23 @@ fn packed_is_one_by_one() {
     }
 }
 
+/// Logits are computed some rows at a time, here 166: batches of more give what smaller ones do.
+#[test]
+fn logits_in_pieces_are_the_whole() {
+    let config = Config::from_json(r#"{"d_model": 16, "n_layer": 1, "vocab_size": 50277}"#).unwrap();
+    let rng = &mut Rng(37);
+    let lengths = [150, 150, 99];
+    let packed = batch(rng, &config, &lengths);
+    let pieces: Vec<TrainBatch> =
+        packed.cu_seqlens.windows(2).map(|range| part(&packed, range[0], range[1], false)).collect();
+    let options = TrainOptions { z_loss: 1e-2, ..options() };
+    let (mut together, mut apart) = (trainer(config.clone(), options.clone()), trainer(config, options));
+    assert_eq!(together.loss(&packed).unwrap().1, packed.counted());
+    let (a, b) = (together.step(std::slice::from_ref(&packed)).unwrap(), apart.step(&pieces).unwrap());
+    assert!((a.loss - b.loss).abs() < 1e-6 * a.loss, "{a:?} {b:?}");
+    assert_close("in pieces", &all_gradients(&mut together), &all_gradients(&mut apart), 1e-5);
+}
+
 #[test]
 fn accumulation_is_the_big_batch() {
     let config = plain();
@@ -447,9 +464,8 @@ fn a_skipped_step_leaves_no_state_that_is_not_finite() {
     let through = |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| {
         trainer.step_through(std::slice::from_ref(batch)).unwrap()
     };
-    let once = |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| {
-        trainer.step(std::slice::from_ref(batch)).unwrap()
-    };
+    let once =
+        |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| trainer.step(std::slice::from_ref(batch)).unwrap();
     for step in [&once as &dyn Fn(&mut Trainer<Cpu>, &TrainBatch) -> mamba::train::StepReport, &through] {
         let mut trainer = trainer(config.clone(), options());
         step(&mut trainer, &batches[0]);

@@ -242,7 +242,11 @@ impl<B: Backend> Worker<B> {
         self.batch.clear();
         let mut prompt_tokens = 0;
         for Running { sequence, slot, share } in &mut self.running {
-            self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], slot.index, !sequence.begun);
+            self.batch.push(
+                &sequence.ids[sequence.done..sequence.done + *share],
+                slot.index,
+                !sequence.begun,
+            );
             sequence.begun = true;
             prompt_tokens += if sequence.decodes() { 0 } else { *share };
         }

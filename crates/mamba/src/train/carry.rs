@@ -1,7 +1,7 @@
 //! The states that sequences carry from batch to batch, seen from outside.
 
-use super::{TrainBatch, Trainer};
 use super::backend::TrainBackend;
+use super::{TrainBatch, Trainer};
 use crate::error::Result;
 
 impl<B: TrainBackend> Trainer<B> {
@@ -29,7 +29,8 @@ impl<B: TrainBackend> Trainer<B> {
     /// After a step on a batch that was skipped: no state that is not finite is carried on.
     pub(super) fn mend_states(&mut self, batch: &TrainBatch) -> Result<()> {
         let learned = self.layout.initial_state.is_some();
-        self.states.mend(&mut self.backend, |slot| learned || batch.carried.get(slot).copied().unwrap_or(false))
+        self.states
+            .mend(&mut self.backend, |slot| learned || batch.carried.get(slot).copied().unwrap_or(false))
     }
 
     /// What each sequence of the last batch ended with, `[sequence][element]`; empty where no state is kept.

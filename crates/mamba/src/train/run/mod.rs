@@ -288,8 +288,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                     let layout = Layout { rows, ..layout };
                     (rows * length, Language::max_sequences(&train, &held_out, layout))
                 };
-                let extent =
-                    Extent { field: "batch.size", value: rows, least: 1, limits: Box::new(limits) };
+                let extent = Extent { field: "batch.size", value: rows, least: 1, limits: Box::new(limits) };
                 (Task::Language(language), Vec::new(), extent)
             }
             objective => {
@@ -388,7 +387,11 @@ impl<'a, B: TrainBackend> Run<'a, B> {
             events(RunEvent::Progress(progress.clone()));
             last = Some(progress);
             if due(report.step, self.config.checkpoint.every) {
-                self.save(begun, events)?;
+                // A skipped step has changed nothing, so that its checkpoint would only push out those from before whatever
+                // went wrong.
+                if !report.skipped || report.step == steps {
+                    self.save(begun, events)?;
+                }
                 self.draw()?;
             }
         }
