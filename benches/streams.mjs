@@ -1,6 +1,6 @@
 // node benches/streams.mjs: what is left of JavaScript's event loop while 256 streams run, on the default model. Into
 // benches/results/streams-<device>.json, or `--out FILE`. `--device cuda` for a GPU, `--streams 32 --tokens 64` for less. Run
-// `npm run build` before, and this on a quiet machine; it takes half a minute on two cores.
+// `npm run build` before, and this on a quiet machine; it takes ten seconds on two cores.
 import { spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { cpus } from 'node:os'

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use common::ahead::Ahead;
 use common::requests::{events, request, said, start};
-use mamba::checkpoint::{Checkpoint, OpenOptions};
+use mamba::checkpoint::{Checkpoint, OpenOptions, Tensor};
+use mamba::config::Config;
 use mamba::cpu::Cpu;
 use mamba::engine::{
     Cancel, Device, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Session, Task,
 };
+use mamba::generate::SamplerOptions;
 use mamba::text::Tokenizer;
 use mamba::{DType, Error, Mamba};
 
@@ -148,6 +150,34 @@ fn a_cancelled_session_goes_on_where_it_was() {
     }
 }
 
+/// Counted in the tokens that the device computes meanwhile for the one that is left.
+#[test]
+fn cancelling_frees_the_row_within_one_step() {
+    let ahead = ahead(1);
+    let options =
+        GenerateOptions { max_tokens: 1 << 20, ignore_eos: true, stream: true, ..Default::default() };
+    let cancel = Cancel::default();
+    let (sender, receiver) = mpsc::channel();
+    let (abort, mut seen) = (cancel.clone(), 0);
+    let task = Task::Generate { prompt: Input::Ids(vec![5, 6]), options };
+    ahead
+        .submit(task, cancel, move |event| {
+            seen += 1;
+            if seen == 5 {
+                abort.cancel();
+            }
+            sender.send(event).unwrap();
+        })
+        .unwrap();
+    // With one slot in all, it is served when the other one has left.
+    let next = start(&ahead, Task::Score { input: Input::Ids(vec![1, 2]) }, Cancel::default());
+    assert!(matches!(events(&next).pop(), Some(Event::Done(_))));
+    let all = events(&receiver);
+    // The step that was queued already may still bring a token.
+    assert!((6..=7).contains(&all.len()), "{} events", all.len());
+    assert!(matches!(all.last(), Some(Event::Failed(Error::Aborted))));
+}
+
 #[test]
 fn a_panicking_callback_ends_what_was_running_and_no_more() {
     let ahead = ahead(4);
@@ -206,6 +236,41 @@ fn a_panic_on_the_way_to_the_table_loses_no_slot() {
     let expected = host(2);
     for (i, answer) in [3, 4].into_iter().zip(&both) {
         assert_eq!(said(events(answer)), said(events(&start(&expected, request(i), Cancel::default()))));
+    }
+}
+
+/// Token 71's embedding is NaN, so what has read it has no finite logits.
+#[test]
+fn logits_that_are_no_numbers_fail_their_request_alone() {
+    let config = r#"{"d_model": 16, "n_layer": 2, "vocab_size": 72, "tie_embeddings": false}"#;
+    let good = Checkpoint::random(Config::from_json(config).unwrap(), 7);
+    let tensors = good.tensors().map(|tensor| {
+        let mut values = tensor.to_vec().unwrap();
+        if tensor.name == "backbone.embedding.weight" {
+            values[71 * 16..].fill(f32::NAN);
+        }
+        Tensor::from_memory(&tensor.name, tensor.shape.clone(), values)
+    });
+    let poisoned = Checkpoint::from_memory(good.config().clone(), tensors.collect()).unwrap();
+    let load = |checkpoint: &Checkpoint| {
+        let backend = Ahead(Cpu::new(1).unwrap(), Arc::default());
+        let cancel = Cancel::default();
+        Mamba::with_backend(backend, 1, checkpoint, None, &options(4), &cancel, &mut |_| {}).unwrap()
+    };
+    let (good, poisoned) = (load(&good), load(&poisoned));
+    let task = |ids: &[u32]| {
+        // Nobody chooses it.
+        let sampler = SamplerOptions { logit_bias: vec![(71, -1e6)], ..SamplerOptions::default() };
+        let options = GenerateOptions { max_tokens: 20, ignore_eos: true, sampler, ..Default::default() };
+        Task::Generate { prompt: Input::Ids(ids.to_vec()), options }
+    };
+    let ask = |model: &Mamba, ids: &[u32]| start(model, task(ids), Cancel::default());
+    let expected = said(events(&ask(&good, &[1, 2, 3])));
+    for _ in 0..2 {
+        let [first, bad, second] = [[1, 2, 3], [1, 71, 3], [1, 2, 3]].map(|ids| ask(&poisoned, &ids));
+        let end = events(&bad).pop();
+        assert!(matches!(end, Some(Event::Failed(Error::LogitsNotFinite { .. }))), "{end:?}");
+        assert_eq!([said(events(&first)), said(events(&second))], [&expected; 2].map(String::clone));
     }
 }
 
