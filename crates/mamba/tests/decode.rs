@@ -4,11 +4,11 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use common::ahead::Ahead;
+use common::ahead::{Ahead, Faults};
 use common::requests::{events, request, said, start};
 use mamba::checkpoint::{Checkpoint, OpenOptions, Tensor};
 use mamba::config::Config;
@@ -43,11 +43,10 @@ fn ahead(max_batch: usize) -> Mamba {
     ahead_with(max_batch, Arc::default())
 }
 
-/// With whether the backend's next read panics.
-fn ahead_with(max_batch: usize, defect: Arc<AtomicBool>) -> Mamba {
+fn ahead_with(max_batch: usize, faults: Arc<Faults>) -> Mamba {
     let checkpoint = Checkpoint::open(&folder(), &OpenOptions { mmap: true }).unwrap();
     let tokenizer = Tokenizer::from_file(checkpoint.tokenizer_path().unwrap()).unwrap();
-    let (backend, options) = (Ahead(Cpu::new(2).unwrap(), defect), options(max_batch));
+    let (backend, options) = (Ahead(Cpu::new(2).unwrap(), faults), options(max_batch));
     Mamba::with_backend(backend, 2, &checkpoint, Some(tokenizer), &options, &Cancel::default(), &mut |_| {})
         .unwrap()
 }
@@ -202,8 +201,8 @@ fn a_panicking_callback_ends_what_was_running_and_no_more() {
 /// table: everyone is answered, and no slot is lost.
 #[test]
 fn a_panic_on_the_way_to_the_table_loses_no_slot() {
-    let defect = Arc::new(AtomicBool::new(false));
-    let ahead = ahead_with(2, defect.clone());
+    let faults = Arc::new(Faults::default());
+    let ahead = ahead_with(2, faults.clone());
     let ids = |n: u32| Input::Ids((1..=n).collect());
     let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
     for round in 0..3 {
@@ -211,11 +210,11 @@ fn a_panic_on_the_way_to_the_table_loses_no_slot() {
         let session = ahead.session();
         let held = ahead.session();
         let ((here, arrived), (go, gone)) = (mpsc::channel(), mpsc::channel::<()>());
-        let (set, wait) = (defect.clone(), Mutex::new(gone));
+        let (set, wait) = (faults.clone(), Mutex::new(gone));
         let hold = move |_| {
             here.send(()).unwrap();
             wait.lock().unwrap().recv().unwrap();
-            set.store(true, Ordering::Relaxed);
+            set.defect.store(true, Ordering::Relaxed);
         };
         ahead.submit(Task::Append { session: held, input: ids(2) }, Cancel::default(), hold).unwrap();
         // Both arrive while the engine's thread is in that callback.
@@ -272,6 +271,36 @@ fn logits_that_are_no_numbers_fail_their_request_alone() {
         assert!(matches!(end, Some(Event::Failed(Error::LogitsNotFinite { .. }))), "{end:?}");
         assert_eq!([said(events(&first)), said(events(&second))], [&expected; 2].map(String::clone));
     }
+}
+
+/// What decodes on the device gives memory back, too, when it ends.
+#[test]
+fn without_memory_for_a_state_a_request_waits_for_those_that_decode() {
+    let faults = Arc::new(Faults::default());
+    let ahead = ahead_with(4, faults.clone());
+    let session = ahead.session();
+    append(&ahead, &session, "The ship");
+    let options =
+        GenerateOptions { max_tokens: 1 << 20, ignore_eos: true, stream: true, ..Default::default() };
+    let stop = Cancel::default();
+    let task = Task::Generate { prompt: Input::Ids(vec![5, 6]), options: options.clone() };
+    let running = start(&ahead, task, stop.clone());
+    let tokens = |count: usize| {
+        for _ in 0..count {
+            assert!(matches!(running.recv_timeout(Duration::from_secs(60)), Ok(Event::Token(_))));
+        }
+    };
+    tokens(3);
+    faults.full.store(true, Ordering::Relaxed);
+    let options = GenerateOptions { max_tokens: 3, ..options };
+    let waiting = start(&ahead, Task::Continue { session, options }, Cancel::default());
+    tokens(10);
+    assert!(matches!(waiting.try_recv(), Err(mpsc::TryRecvError::Empty)), "it waits");
+    faults.full.store(false, Ordering::Relaxed);
+    let all = events(&waiting);
+    assert!(matches!(all.last(), Some(Event::Done(_))), "{all:?}");
+    stop.cancel();
+    events(&running);
 }
 
 /// A callback that panics at the end, too, takes nobody along.

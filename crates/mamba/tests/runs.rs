@@ -177,6 +177,17 @@ fn runs_of_examples_and_of_adapters_resume_to_the_same_bits() {
         assert_eq!(go(&config).unwrap().1.first().unwrap().step, 8);
         assert!(trace(&parts, 12) == trace(&whole, 12), "{i}");
     }
+    // A tokenizer is made of the texts that examples have.
+    let vocab =
+        |i: usize| mamba::text::Tokenizer::from_file(&folder.path().join(format!("whole{i}/tokenizer.json")));
+    assert_eq!(vocab(1).unwrap().encode("x").unwrap().len(), 1);
+    let alone: String =
+        lines("it").lines().map(|line| line.replacen("\"text\":", "\"about\":", 1) + "\n").collect();
+    let pairs = folder.path().join("pairs.jsonl");
+    fs::write(&pairs, alone).unwrap();
+    let contrastive = json!({ "kind": "contrastive", "temperature": 0.1 });
+    let changes = json!({ "data": { "files": [pairs] }, "objective": contrastive, "steps": 1 });
+    go(&small(&folder.path().join("pairs"), with(&examples, changes))).unwrap();
     // Examples are read anew; others are another run's.
     fs::write(&file, lines("this")).unwrap();
     let changes = with(

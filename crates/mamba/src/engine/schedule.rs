@@ -1,7 +1,7 @@
 //! Who is served when: slots for those who wait, and each one's share of a step.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::decode::Decode;
 use super::prefix::{Found, Kept};
@@ -15,11 +15,20 @@ use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::text::Detokenizer;
 
+/// So many that wait are looked through in every turn for those that were cancelled.
+const FEW: usize = 1024;
+/// More of them only so often.
+const OFTEN: Duration = Duration::from_millis(100);
+
 impl<B: Backend> Worker<B> {
     /// Retires what was cancelled, and lets go of those whose consumers do not keep up.
     pub(super) fn sweep(&mut self) {
-        for sequence in self.waiting.take_out(Sequence::is_cancelled) {
-            sequence.abort();
+        // Of a million texts this takes as long as some steps.
+        if self.waiting.len() <= FEW || self.swept.elapsed() > OFTEN {
+            self.swept = Instant::now();
+            for sequence in self.waiting.take_out(Sequence::is_cancelled) {
+                sequence.abort();
+            }
         }
         let (settled, resting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.resting)
             .into_iter()
@@ -79,6 +88,10 @@ impl<B: Backend> Worker<B> {
                 !text || texts == 0 || texts + sequence.left() <= most
             };
             let Some(mut sequence) = self.waiting.pop_if(fits) else { return };
+            if sequence.is_cancelled() {
+                sequence.abort();
+                continue;
+            }
             match self.prepare(&mut sequence, &slot) {
                 Ok(()) if sequence.left() == 0 => self.finish_without_tokens(sequence),
                 Ok(()) => {
@@ -89,7 +102,7 @@ impl<B: Backend> Worker<B> {
                     self.running.insert(at, Running { sequence, slot, share: 0 });
                 }
                 // What runs gives memory back when it ends.
-                Err(Error::OutOfMemory { .. }) if !self.running.is_empty() => {
+                Err(Error::OutOfMemory { .. }) if !self.running.is_empty() || self.decoding() > 0 => {
                     self.waiting.push(&sequence.place.clone(), sequence);
                     return;
                 }

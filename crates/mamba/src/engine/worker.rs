@@ -64,6 +64,8 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) messages: Receiver<Message>,
     pub(super) life: Arc<Life>,
     pub(super) waiting: Queue<Sequence>,
+    /// When those were last looked through.
+    pub(super) swept: Instant,
     /// Those whose consumers want no more for now. They have no slot.
     pub(super) resting: Vec<Sequence>,
     pub(super) prefixes: Option<Prefixes>,
@@ -137,6 +139,7 @@ impl<B: Backend> Worker<B> {
             messages,
             life,
             waiting: Queue::new(),
+            swept: Instant::now(),
             resting: Vec::new(),
             prefixes,
             pace: Pace::new(tokens / 16),

@@ -122,6 +122,17 @@ pub enum ObjectiveConfig {
     },
 }
 
+impl ObjectiveConfig {
+    /// Where its examples have their texts; `None`: it takes texts as they are.
+    pub(super) fn fields(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::CausalLm => None,
+            Self::Contrastive { .. } => Some(&["anchor", "positive", "negatives"]),
+            Self::Distill { .. } | Self::Classify { .. } => Some(&["text"]),
+        }
+    }
+}
+
 /// See [`crate::engine::Pooling`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

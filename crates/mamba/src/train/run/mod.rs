@@ -556,7 +556,10 @@ fn tokenizer(
             Tokenizer::from_bytes(&bytes, file)?;
             write_atomically(&path, |out| out.write_all(&bytes))?;
         }
-        Some(From::Data(kind)) => train_tokenizer(kind, &path, &mut |take| config.data.texts(take))?,
+        Some(From::Data(kind)) => {
+            let fields = config.objective.fields();
+            train_tokenizer(kind, &path, &mut |take| config.data.texts(fields, take))?;
+        }
     }
     Tokenizer::from_file(&path).map(Some)
 }
