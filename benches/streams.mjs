@@ -18,7 +18,12 @@ const git = (...args) => spawnSync('git', args, { encoding: 'utf8' }).stdout?.tr
 const rounded = (x, digits = 2) => Number(x.toFixed(digits))
 
 const model = await Mamba.load('default', { device, maxBatch: streams })
-const prompts = ['It was', 'The ship left the harbour at dawn, and', 'She opened the letter. It said that', 'A']
+const prompts = [
+  'It was',
+  'The ship left the harbour at dawn, and',
+  'She opened the letter. It said that',
+  'A',
+]
 
 /** All streams at once; every token is an event that JavaScript gets by itself. */
 const run = (maxTokens) =>

@@ -361,7 +361,11 @@ async function keep(
   const begun = await there('run.json')
   if (begun && (!resume || (await there('data.jsonl')))) return
   // Checkpoints without a run are refused by the core; until they have one again their data stay as they are.
-  if (!begun && (await there('data.jsonl')) && (await readdir(join(out, 'checkpoints')).catch(() => [])).length)
+  if (
+    !begun &&
+    (await there('data.jsonl')) &&
+    (await readdir(join(out, 'checkpoints')).catch(() => [])).length
+  )
     return
   const file = join(out, 'data.jsonl')
   /** What goes wrong in writing is told apart from what the source throws. */
