@@ -1,6 +1,6 @@
 // Training from TypeScript: what a run reports and leaves, how it is stopped, killed and resumed, and what is refused.
 import { spawn } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -203,6 +203,12 @@ test('texts and ids as they come are kept with the run, and not read again when 
     failure('INVALID_ARGUMENT'),
   )
   t.regex(error!.message, /example 1/)
+
+  // Nor are they written over where only the checkpoints are there.
+  renameSync(join(out, 'run.json'), join(out, 'aside.json'))
+  await t.throwsAsync(train(options()).result, failure('RUN_INVALID', /run\.json.* missing.*step-00000020/s))
+  t.is(asked, 1)
+  renameSync(join(out, 'aside.json'), join(out, 'run.json'))
 
   // Without `resume` the run that is there is left alone.
   const kept = readFileSync(join(out, 'data.jsonl'))

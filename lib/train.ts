@@ -1,4 +1,4 @@
-import { mkdir, open, rename, access } from 'node:fs/promises'
+import { mkdir, open, readdir, rename, access } from 'node:fs/promises'
 import { join } from 'node:path'
 import { call, callWithProgress, untilAborted, type Abortable } from './call.js'
 import { bindingFor } from './cuda.js'
@@ -358,7 +358,15 @@ async function keep(
       () => true,
       () => false,
     )
-  if ((await there('run.json')) && (!resume || (await there('data.jsonl')))) return
+  const begun = await there('run.json')
+  if (begun && (!resume || (await there('data.jsonl')))) return
+  // Checkpoints without a run are refused by the core; until they have one again their data stay as they are.
+  if (
+    !begun &&
+    (await there('data.jsonl')) &&
+    (await readdir(join(out, 'checkpoints')).catch(() => [])).length
+  )
+    return
   const file = join(out, 'data.jsonl')
   /** What goes wrong in writing is told apart from what the source throws. */
   const writing = <T>(work: Promise<T>): Promise<T> =>

@@ -4,16 +4,19 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use common::ahead::Ahead;
+use common::ahead::{Ahead, Faults};
 use common::requests::{events, request, said, start};
-use mamba::checkpoint::{Checkpoint, OpenOptions};
+use mamba::checkpoint::{Checkpoint, OpenOptions, Tensor};
+use mamba::config::Config;
 use mamba::cpu::Cpu;
 use mamba::engine::{
     Cancel, Device, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Session, Task,
 };
+use mamba::generate::SamplerOptions;
 use mamba::text::Tokenizer;
 use mamba::{DType, Error, Mamba};
 
@@ -37,9 +40,13 @@ fn host(max_batch: usize) -> Mamba {
 }
 
 fn ahead(max_batch: usize) -> Mamba {
+    ahead_with(max_batch, Arc::default())
+}
+
+fn ahead_with(max_batch: usize, faults: Arc<Faults>) -> Mamba {
     let checkpoint = Checkpoint::open(&folder(), &OpenOptions { mmap: true }).unwrap();
     let tokenizer = Tokenizer::from_file(checkpoint.tokenizer_path().unwrap()).unwrap();
-    let (backend, options) = (Ahead(Cpu::new(2).unwrap()), options(max_batch));
+    let (backend, options) = (Ahead(Cpu::new(2).unwrap(), faults), options(max_batch));
     Mamba::with_backend(backend, 2, &checkpoint, Some(tokenizer), &options, &Cancel::default(), &mut |_| {})
         .unwrap()
 }
@@ -142,6 +149,34 @@ fn a_cancelled_session_goes_on_where_it_was() {
     }
 }
 
+/// Counted in the tokens that the device computes meanwhile for the one that is left.
+#[test]
+fn cancelling_frees_the_row_within_one_step() {
+    let ahead = ahead(1);
+    let options =
+        GenerateOptions { max_tokens: 1 << 20, ignore_eos: true, stream: true, ..Default::default() };
+    let cancel = Cancel::default();
+    let (sender, receiver) = mpsc::channel();
+    let (abort, mut seen) = (cancel.clone(), 0);
+    let task = Task::Generate { prompt: Input::Ids(vec![5, 6]), options };
+    ahead
+        .submit(task, cancel, move |event| {
+            seen += 1;
+            if seen == 5 {
+                abort.cancel();
+            }
+            sender.send(event).unwrap();
+        })
+        .unwrap();
+    // With one slot in all, it is served when the other one has left.
+    let next = start(&ahead, Task::Score { input: Input::Ids(vec![1, 2]) }, Cancel::default());
+    assert!(matches!(events(&next).pop(), Some(Event::Done(_))));
+    let all = events(&receiver);
+    // The step that was queued already may still bring a token.
+    assert!((6..=7).contains(&all.len()), "{} events", all.len());
+    assert!(matches!(all.last(), Some(Event::Failed(Error::Aborted))));
+}
+
 #[test]
 fn a_panicking_callback_ends_what_was_running_and_no_more() {
     let ahead = ahead(4);
@@ -158,6 +193,128 @@ fn a_panicking_callback_ends_what_was_running_and_no_more() {
     let last = failed.recv_timeout(Duration::from_secs(60)).unwrap();
     assert!(matches!(last, Event::Failed(Error::Internal { .. })), "{last:?}");
     events(&other);
+    let again = said(events(&start(&ahead, request(3), Cancel::default())));
+    assert_eq!(again, said(events(&start(&host(4), request(3), Cancel::default()))));
+}
+
+/// A defect of the engine's or the backend's, in the very turn in which a sequence goes from the batch to the decoder's
+/// table: everyone is answered, and no slot is lost.
+#[test]
+fn a_panic_on_the_way_to_the_table_loses_no_slot() {
+    let faults = Arc::new(Faults::default());
+    let ahead = ahead_with(2, faults.clone());
+    let ids = |n: u32| Input::Ids((1..=n).collect());
+    let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
+    for round in 0..3 {
+        // A session's state is read, and so the panic comes, in the step in which the other's prompt ends.
+        let session = ahead.session();
+        let held = ahead.session();
+        let ((here, arrived), (go, gone)) = (mpsc::channel(), mpsc::channel::<()>());
+        let (set, wait) = (faults.clone(), Mutex::new(gone));
+        let hold = move |_| {
+            here.send(()).unwrap();
+            wait.lock().unwrap().recv().unwrap();
+            set.defect.store(true, Ordering::Relaxed);
+        };
+        ahead.submit(Task::Append { session: held, input: ids(2) }, Cancel::default(), hold).unwrap();
+        // Both arrive while the engine's thread is in that callback.
+        arrived.recv().unwrap();
+        let append = Task::Append { session: session.clone(), input: ids(4) };
+        let append = start(&ahead, append, Cancel::default());
+        let text = Task::Generate { prompt: ids(3), options: options.clone() };
+        let text = start(&ahead, text, Cancel::default());
+        go.send(()).unwrap();
+        for answer in [append, text] {
+            let last = events(&answer).pop();
+            assert!(matches!(last, Some(Event::Failed(Error::Internal { .. }))), "{round}: {last:?}");
+        }
+        assert_eq!(session.tokens(), 0, "as it was");
+    }
+    // Two at a time, as before.
+    let both = [3, 4].map(|i| start(&ahead, request(i), Cancel::default()));
+    let expected = host(2);
+    for (i, answer) in [3, 4].into_iter().zip(&both) {
+        assert_eq!(said(events(answer)), said(events(&start(&expected, request(i), Cancel::default()))));
+    }
+}
+
+/// Token 71's embedding is NaN, so what has read it has no finite logits.
+#[test]
+fn logits_that_are_no_numbers_fail_their_request_alone() {
+    let config = r#"{"d_model": 16, "n_layer": 2, "vocab_size": 72, "tie_embeddings": false}"#;
+    let good = Checkpoint::random(Config::from_json(config).unwrap(), 7);
+    let tensors = good.tensors().map(|tensor| {
+        let mut values = tensor.to_vec().unwrap();
+        if tensor.name == "backbone.embedding.weight" {
+            values[71 * 16..].fill(f32::NAN);
+        }
+        Tensor::from_memory(&tensor.name, tensor.shape.clone(), values)
+    });
+    let poisoned = Checkpoint::from_memory(good.config().clone(), tensors.collect()).unwrap();
+    let load = |checkpoint: &Checkpoint| {
+        let backend = Ahead(Cpu::new(1).unwrap(), Arc::default());
+        let cancel = Cancel::default();
+        Mamba::with_backend(backend, 1, checkpoint, None, &options(4), &cancel, &mut |_| {}).unwrap()
+    };
+    let (good, poisoned) = (load(&good), load(&poisoned));
+    let task = |ids: &[u32]| {
+        // Nobody chooses it.
+        let sampler = SamplerOptions { logit_bias: vec![(71, -1e6)], ..SamplerOptions::default() };
+        let options = GenerateOptions { max_tokens: 20, ignore_eos: true, sampler, ..Default::default() };
+        Task::Generate { prompt: Input::Ids(ids.to_vec()), options }
+    };
+    let ask = |model: &Mamba, ids: &[u32]| start(model, task(ids), Cancel::default());
+    let expected = said(events(&ask(&good, &[1, 2, 3])));
+    for _ in 0..2 {
+        let [first, bad, second] = [[1, 2, 3], [1, 71, 3], [1, 2, 3]].map(|ids| ask(&poisoned, &ids));
+        let end = events(&bad).pop();
+        assert!(matches!(end, Some(Event::Failed(Error::LogitsNotFinite { .. }))), "{end:?}");
+        assert_eq!([said(events(&first)), said(events(&second))], [&expected; 2].map(String::clone));
+    }
+}
+
+/// What decodes on the device gives memory back, too, when it ends.
+#[test]
+fn without_memory_for_a_state_a_request_waits_for_those_that_decode() {
+    let faults = Arc::new(Faults::default());
+    let ahead = ahead_with(4, faults.clone());
+    let session = ahead.session();
+    append(&ahead, &session, "The ship");
+    let options =
+        GenerateOptions { max_tokens: 1 << 20, ignore_eos: true, stream: true, ..Default::default() };
+    let stop = Cancel::default();
+    let task = Task::Generate { prompt: Input::Ids(vec![5, 6]), options: options.clone() };
+    let running = start(&ahead, task, stop.clone());
+    let tokens = |count: usize| {
+        for _ in 0..count {
+            assert!(matches!(running.recv_timeout(Duration::from_secs(60)), Ok(Event::Token(_))));
+        }
+    };
+    tokens(3);
+    faults.full.store(true, Ordering::Relaxed);
+    let options = GenerateOptions { max_tokens: 3, ..options };
+    let waiting = start(&ahead, Task::Continue { session, options }, Cancel::default());
+    tokens(10);
+    assert!(matches!(waiting.try_recv(), Err(mpsc::TryRecvError::Empty)), "it waits");
+    faults.full.store(false, Ordering::Relaxed);
+    let all = events(&waiting);
+    assert!(matches!(all.last(), Some(Event::Done(_))), "{all:?}");
+    stop.cancel();
+    events(&running);
+}
+
+/// A callback that panics at the end, too, takes nobody along.
+#[test]
+fn a_callback_that_always_panics_ends_no_engine() {
+    let ahead = ahead(4);
+    for _ in 0..6 {
+        let options = GenerateOptions { max_tokens: 9, ignore_eos: true, stream: true, ..Default::default() };
+        let task = Task::Generate { prompt: Input::Text("A".into()), options };
+        ahead.submit(task, Cancel::default(), |_| panic!("a callback's panic")).unwrap();
+    }
+    while ahead.stats().requests_in_flight > 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let again = said(events(&start(&ahead, request(3), Cancel::default())));
     assert_eq!(again, said(events(&start(&host(4), request(3), Cancel::default()))));
 }

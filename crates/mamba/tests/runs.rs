@@ -126,6 +126,173 @@ fn checkpoints_rotate_and_a_finished_run_is_not_run_again() {
     assert_eq!(error.code(), "RUN_INVALID");
 }
 
+/// What a run of examples or of an adapter leaves: state, losses.
+fn trace(out: &Path, last: u64) -> (Vec<u8>, Vec<Option<f64>>) {
+    let state = fs::read(out.join(format!("checkpoints/step-{last:08}/state.safetensors"))).unwrap();
+    let lines = fs::read_to_string(out.join("progress.jsonl")).unwrap();
+    (state, lines.lines().map(|line| serde_json::from_str::<Progress>(line).unwrap().loss).collect())
+}
+
+#[test]
+fn runs_of_examples_and_of_adapters_resume_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("examples.jsonl");
+    let lines = |change: &str| -> String {
+        (0..12)
+            .map(|i| {
+                let (text, label) = (format!("a {} text about {i}", ["short", "long"][i % 2]), i % 2);
+                let other = format!("{i} is what {change} is about");
+                json!({ "text": text, "label": label.to_string(), "anchor": text, "positive": other })
+                    .to_string()
+                    + "\n"
+            })
+            .collect()
+    };
+    fs::write(&file, lines("it")).unwrap();
+    let novels = json!({
+        "model": MODEL, "config": null, "tokenizer": null, "batch": { "size": 1, "length": 32 },
+    });
+    let examples = json!({ "data": { "files": [file] }, "batch": { "size": 4, "length": 32 } });
+    let with = |base: &Value, changes: Value| merged(base.clone(), changes);
+    for (i, changes) in [
+        with(
+            &examples,
+            json!({ "objective": { "kind": "classify" }, "validation": { "fraction": 0.2, "every": 2 } }),
+        ),
+        with(&examples, json!({ "objective": { "kind": "contrastive", "temperature": 0.1 } })),
+        with(
+            &novels,
+            json!({ "adapter": { "kind": "lora", "rank": 2, "alpha": 4.0, "targets": ["x_proj"] } }),
+        ),
+        with(&novels, json!({ "adapter": { "kind": "state" }, "recompute": true })),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let [whole, parts] = ["whole", "parts"].map(|name| folder.path().join(format!("{name}{i}")));
+        go(&small(&whole, changes.clone())).unwrap();
+        let config = small(&parts, merged(changes, json!({ "resume": true })));
+        abort_after(&config, 3);
+        abort_after(&config, 7);
+        assert_eq!(go(&config).unwrap().1.first().unwrap().step, 8);
+        assert!(trace(&parts, 12) == trace(&whole, 12), "{i}");
+    }
+    // A tokenizer is made of the texts that examples have.
+    let vocab =
+        |i: usize| mamba::text::Tokenizer::from_file(&folder.path().join(format!("whole{i}/tokenizer.json")));
+    assert_eq!(vocab(1).unwrap().encode("x").unwrap().len(), 1);
+    let alone: String =
+        lines("it").lines().map(|line| line.replacen("\"text\":", "\"about\":", 1) + "\n").collect();
+    let pairs = folder.path().join("pairs.jsonl");
+    fs::write(&pairs, alone).unwrap();
+    let contrastive = json!({ "kind": "contrastive", "temperature": 0.1 });
+    let changes = json!({ "data": { "files": [pairs] }, "objective": contrastive, "steps": 1 });
+    go(&small(&folder.path().join("pairs"), with(&examples, changes))).unwrap();
+    // Examples are read anew; others are another run's.
+    fs::write(&file, lines("this")).unwrap();
+    let changes = with(
+        &examples,
+        json!({ "objective": { "kind": "contrastive", "temperature": 0.1 }, "resume": true }),
+    );
+    let error = go(&small(&folder.path().join("parts1"), changes)).unwrap_err();
+    assert_eq!(error.code(), "RUN_MISMATCH");
+    assert!(error.to_string().contains("`data`"), "{error}");
+}
+
+#[test]
+fn every_kind_of_data_trains_a_model_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path
+    };
+    let ids: Vec<u8> = (0..2000u32).flat_map(|i| (i * i % 251).to_le_bytes()).collect();
+    let short: Vec<u8> = ids.chunks(4).flat_map(|id| [id[0], id[1]]).collect();
+    let sound = folder.path().join("sound.wav");
+    let spec = hound::WavSpec {
+        channels: 2,
+        sample_rate: 8000,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut writer = hound::WavWriter::create(&sound, spec).unwrap();
+    (0..4000)
+        .for_each(|i| writer.write_sample((f64::from(i) / 20.0).sin().mul_add(9e3, 0.0) as i16).unwrap());
+    writer.finalize().unwrap();
+    let sequence = "ACGTTGCANNNNACGGTCA\n".repeat(60);
+    let fasta = file("chr.fa", format!(">one\n{sequence}>two\n{sequence}").as_bytes());
+    let text = fs::read_to_string(TEXT).unwrap();
+    let lines: String =
+        text.lines().take(200).map(|line| json!({ "body": line }).to_string() + "\n").collect();
+    let lines = file("lines.jsonl", lines.as_bytes());
+    let raw = json!({ "d_model": 32, "n_layer": 2, "vocab_size": 251 });
+    for (name, changes, vocab) in [
+        ("text", json!({ "tokenizer": { "kind": "bpe", "vocabSize": 400 } }), 400),
+        ("bytes", json!({ "tokenizer": { "kind": "bytes" } }), 257),
+        (
+            "jsonl",
+            json!({ "data": { "files": [lines], "field": "body" }, "tokenizer": { "kind": "bytes" } }),
+            257,
+        ),
+        (
+            "fasta",
+            json!({
+                "data": { "files": [fasta], "fasta": { "splitAtN": true, "reverseComplement": true } },
+                "tokenizer": null,
+            }),
+            // <|endoftext|>, <unk>, and the letters that are left.
+            6,
+        ),
+        ("wav", json!({ "data": { "files": [sound] }, "tokenizer": null }), 256),
+        (
+            "tokens16",
+            json!({
+                "data": { "files": [file("ids16", &short)], "format": "tokens16" },
+                "tokenizer": null,
+                "config": raw,
+            }),
+            251,
+        ),
+        (
+            "tokens32",
+            json!({
+                "data": { "files": [file("ids32", &ids)], "format": "tokens32" },
+                "tokenizer": null,
+                "config": raw,
+            }),
+            251,
+        ),
+    ] {
+        let changes = merged(changes, json!({ "steps": 30, "batch": { "size": 4, "length": 32 } }));
+        let (result, steps) = go(&small(&folder.path().join(name), changes)).unwrap();
+        let losses: Vec<f64> = steps.iter().map(|step| step.loss.unwrap()).collect();
+        // Of the padded vocabulary.
+        let chance = f64::from(u32::next_multiple_of(vocab, 8)).ln();
+        assert!(
+            (losses[0] - chance).abs() < 0.25 && losses[29] < losses[0] - 0.2,
+            "{name}: {chance} {losses:?}"
+        );
+        let model = Checkpoint::open(&result.model.unwrap(), &OpenOptions::default()).unwrap();
+        assert_eq!(model.config().vocab_size, vocab as usize, "{name}");
+    }
+}
+
+/// At such a rate the first update is the last.
+#[test]
+fn skipped_steps_push_no_checkpoint_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes =
+        json!({ "optimizer": { "lr": 1e30 }, "steps": 30, "checkpoint": { "every": 1, "keep": 2 } });
+    let error = go(&small(folder.path(), changes)).unwrap_err();
+    assert_eq!(error.code(), "TRAINING_DIVERGED");
+    let names: Vec<_> = fs::read_dir(folder.path().join("checkpoints"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names, ["step-00000001"]);
+}
+
 #[test]
 fn a_crash_in_the_middle_of_a_checkpoint_leaves_the_one_before() {
     let folder = tempfile::tempdir().unwrap();
@@ -221,6 +388,35 @@ fn lora_touches_its_matrices_only_and_merged_equals_unmerged() {
     for layer in layers {
         // in_proj, x_proj, dt_proj, out_proj.
         assert_eq!(layer.each_ref().map(Option::is_some), [true, false, false, true]);
+    }
+
+    // PEFT's own names, shapes and settings.
+    let bytes = fs::read(path.join("adapter_model.safetensors")).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let tensors: Vec<_> =
+        header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__").collect();
+    assert_eq!(tensors.len(), 12 * 2 * 2);
+    for (name, shape) in [
+        ("in_proj.lora_A", [4, 256]),
+        ("in_proj.lora_B", [1024, 4]),
+        ("out_proj.lora_A", [4, 512]),
+        ("out_proj.lora_B", [256, 4]),
+    ] {
+        let tensor = &header[format!("base_model.model.backbone.layers.11.mixer.{name}.weight")];
+        assert_eq!((&tensor["dtype"], &tensor["shape"]), (&json!("F32"), &json!(shape)), "{name}");
+    }
+    let settings: Value =
+        serde_json::from_str(&fs::read_to_string(path.join("adapter_config.json")).unwrap()).unwrap();
+    for (name, value) in [
+        ("peft_type", json!("LORA")),
+        ("task_type", json!("CAUSAL_LM")),
+        ("r", json!(4)),
+        ("lora_alpha", json!(8.0)),
+        ("target_modules", json!(["in_proj", "out_proj"])),
+        ("bias", json!("none")),
+    ] {
+        assert_eq!(settings[name], value, "{name}");
     }
 
     let out = folder.path().join("merged");
@@ -349,6 +545,95 @@ fn a_batch_that_does_not_fit_says_what_does() {
     let text = error.to_string();
     let size: u64 = text.split("; ").find_map(|part| part.split(" fits").next()?.parse().ok()).unwrap();
     assert!((64..1 << 20).contains(&size), "{error}");
+}
+
+/// Of examples a batch is computed in pieces, so it is these that have to fit.
+#[test]
+fn examples_that_do_not_fit_say_how_many_tokens_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("labels.jsonl");
+    let line = |i: usize| format!("{{\"text\":\"text {i}\",\"label\":\"{}\"}}\n", i % 2);
+    fs::write(&file, (0..8).map(line).collect::<String>()).unwrap();
+    let config = |out: &str, tokens: u64| {
+        let changes = json!({
+            "data": { "files": [file] },
+            "objective": { "kind": "classify" },
+            "batch": { "size": 4, "length": 64, "tokens": tokens },
+            "steps": 1,
+        });
+        small(&folder.path().join(out), changes)
+    };
+    let error = go(&config("all", 1 << 30)).unwrap_err();
+    assert_eq!(error.code(), "OUT_OF_MEMORY", "{error}");
+    let text = error.to_string();
+    assert!(text.contains("`batch.tokens` is 1073741824; ") && !text.contains("batch.size"), "{text}");
+    let fits: u64 = text.split("; ").find_map(|part| part.split(" fits").next()?.parse().ok()).unwrap();
+    // Half of it, should others have taken memory meanwhile.
+    go(&config("half", fits / 2)).unwrap();
+    let rows = json!({ "batch": { "size": 4, "length": 64, "tokens": 64 } });
+    let of_a_language_model = serde_json::to_value(small(folder.path(), json!({}))).unwrap();
+    let error = RunConfig::from_json(&merged(of_a_language_model, rows).to_string()).unwrap_err();
+    assert!(error.to_string().contains("`batch.tokens`"), "{error}");
+}
+
+/// Rows that are carried take little to compute and much to keep.
+#[cfg(target_os = "linux")]
+#[test]
+fn carried_states_have_to_fit_too() {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap();
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap();
+    let available = 1024 * line.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
+    // Each row may have two sequences in a batch, each of these five states and a copy: half as much again as there is.
+    // All else, the scan's own states for the most part, is less than a third of it.
+    let state = 4 * 8 * 512 * (3 + 256);
+    let rows = available / 2 * 3 / (2 * 6 * state);
+    let folder = tempfile::tempdir().unwrap();
+    let changes = json!({
+        "config": { "d_model": 256, "n_layer": 8, "ssm_cfg": { "d_state": 256 } },
+        "batch": { "size": rows, "length": 1, "order": "carried" },
+    });
+    let cancel = Cancel::default();
+    let error = run(&small(folder.path(), changes), &cancel, &mut |_| cancel.cancel()).unwrap_err();
+    assert_eq!(error.code(), "OUT_OF_MEMORY", "{error}");
+    assert!(error.to_string().contains(&format!("`batch.size` is {rows}; ")), "{error}");
+}
+
+#[test]
+fn what_is_missing_in_a_folder_is_named_and_nothing_is_begun_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = small(folder.path(), json!({ "resume": true }));
+    abort_after(&config, 5);
+    let all = |path: &Path| {
+        let mut files = Vec::new();
+        let mut folders = vec![path.to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path)
+                } else {
+                    files.push((path.clone(), fs::read(path).unwrap()))
+                }
+            }
+        }
+        files.sort();
+        files
+    };
+    let before = all(folder.path());
+    for name in ["run.json", "tokenizer.json", "data.tokens"] {
+        let (path, aside) = (folder.path().join(name), folder.path().join("aside"));
+        fs::rename(&path, &aside).unwrap();
+        let error = go(&config).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+        assert_eq!(error.code(), if name == "run.json" { "RUN_INVALID" } else { "FILE_NOT_FOUND" });
+        if name == "run.json" {
+            assert!(error.to_string().contains("step-00000005"), "{error}");
+            assert_eq!(go(&small(folder.path(), json!({}))).unwrap_err().code(), "RUN_INVALID");
+        }
+        fs::rename(&aside, &path).unwrap();
+        assert!(all(folder.path()) == before, "{name}");
+    }
+    assert_eq!(go(&config).unwrap().1.first().unwrap().step, 6);
 }
 
 /// Mounting a small file system takes root.

@@ -132,6 +132,27 @@ fn many_texts_of_one_request_are_one_turn() {
     assert_eq!(served(&window)[..5], [9, 5, 20, 21, 5]);
 }
 
+/// Of very many that wait not all are looked at in every turn; what is cancelled among them is answered all the same.
+#[test]
+fn among_many_that_wait_one_is_cancelled() {
+    let (model, window) = watched(&one_at_a_time());
+    let (held, first) = block(&model, &window);
+    let many = 30_000;
+    let inputs = vec![Input::Ids(vec![1, 5]); many];
+    let (all, stop) = (Cancel::default(), Cancel::default());
+    let task = Task::Embed { inputs, options: EmbedOptions::default() };
+    let texts = start(&model, Standing::default(), task, all.clone());
+    let low = priority(Priority::Low);
+    let word = start(&model, low, prompt(vec![1, 20], 1), stop.clone());
+    stop.cancel();
+    drop(held);
+    assert_eq!(code(&word), "ABORTED");
+    assert!(window.steps().len() < many, "in time");
+    all.cancel();
+    assert_eq!(code(&texts), "ABORTED");
+    receive(&first).1.unwrap();
+}
+
 /// A text that is longer than many steps leaves no room for more texts, but it holds up nothing else.
 #[test]
 fn a_long_text_holds_up_no_generation() {

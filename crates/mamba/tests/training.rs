@@ -224,6 +224,23 @@ fn packed_is_one_by_one() {
     }
 }
 
+/// Logits are computed some rows at a time, here 166: batches of more give what smaller ones do.
+#[test]
+fn logits_in_pieces_are_the_whole() {
+    let config = Config::from_json(r#"{"d_model": 16, "n_layer": 1, "vocab_size": 50277}"#).unwrap();
+    let rng = &mut Rng(37);
+    let lengths = [150, 150, 99];
+    let packed = batch(rng, &config, &lengths);
+    let pieces: Vec<TrainBatch> =
+        packed.cu_seqlens.windows(2).map(|range| part(&packed, range[0], range[1], false)).collect();
+    let options = TrainOptions { z_loss: 1e-2, ..options() };
+    let (mut together, mut apart) = (trainer(config.clone(), options.clone()), trainer(config, options));
+    assert_eq!(together.loss(&packed).unwrap().1, packed.counted());
+    let (a, b) = (together.step(std::slice::from_ref(&packed)).unwrap(), apart.step(&pieces).unwrap());
+    assert!((a.loss - b.loss).abs() < 1e-6 * a.loss, "{a:?} {b:?}");
+    assert_close("in pieces", &all_gradients(&mut together), &all_gradients(&mut apart), 1e-5);
+}
+
 #[test]
 fn accumulation_is_the_big_batch() {
     let config = plain();
@@ -431,6 +448,42 @@ fn steps_with_gradients_that_are_not_finite_are_skipped_and_end_in_an_error() {
     }
     let error = trainer.step(std::slice::from_ref(&batch)).unwrap_err();
     assert_eq!(error.code(), "TRAINING_DIVERGED");
+}
+
+/// What goes on after a skipped step goes on from the last finite state.
+#[test]
+fn a_skipped_step_leaves_no_state_that_is_not_finite() {
+    let config = plain();
+    let rng = &mut Rng(36);
+    let lengths = [40, 7];
+    let mut batches: Vec<TrainBatch> = (0..4).map(|_| batch(rng, &config, &lengths)).collect();
+    batches.iter_mut().zip([[false; 2], [true, false], [true; 2], [true; 2]]).for_each(|(batch, carried)| {
+        batch.carried = carried.to_vec();
+    });
+    let name = "backbone.layers.0.norm.weight";
+    let through = |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| {
+        trainer.step_through(std::slice::from_ref(batch)).unwrap()
+    };
+    let once =
+        |trainer: &mut Trainer<Cpu>, batch: &TrainBatch| trainer.step(std::slice::from_ref(batch)).unwrap();
+    for step in [&once as &dyn Fn(&mut Trainer<Cpu>, &TrainBatch) -> mamba::train::StepReport, &through] {
+        let mut trainer = trainer(config.clone(), options());
+        step(&mut trainer, &batches[0]);
+        let good = trainer.parameter(name).unwrap();
+        let mut bad = good.clone();
+        bad[3] = f32::NAN;
+        let mut expected = trainer.carried_states().unwrap();
+        // The second sequence was fresh, so it is again.
+        expected[1].fill(0.0);
+        trainer.set_parameter(name, &bad).unwrap();
+        for batch in &batches[1..3] {
+            assert!(step(&mut trainer, batch).skipped);
+            assert_eq!(trainer.carried_states().unwrap(), expected);
+        }
+        trainer.set_parameter(name, &good).unwrap();
+        let report = step(&mut trainer, &batches[3]);
+        assert!(!report.skipped && report.loss.is_finite(), "{report:?}");
+    }
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 
 use super::request::FinishReason;
 use super::sequence::{Sequence, Work};
+use super::slot::Slot;
 use super::worker::{Running, Worker};
 use crate::backend::{Backend, ViewMut};
 use crate::decoder::{Choice, Decoder, Entry};
@@ -30,7 +31,7 @@ pub(super) struct Decode<B: Backend> {
 /// A sequence in a row of the table.
 struct Decoding {
     sequence: Sequence,
-    slot: usize,
+    slot: Slot,
     /// Tells it from others that were in its row.
     ticket: u64,
     /// Tokens that were looked at.
@@ -184,7 +185,7 @@ impl<B: Backend> Worker<B> {
             return false;
         }
         let (mut stop, mut window) = (Vec::new(), Vec::new());
-        entry(&running.sequence, running.slot, &mut stop, &mut window, &self.info.eos_token_ids)
+        entry(&running.sequence, running.slot.index, &mut stop, &mut window, &self.info.eos_token_ids)
             .is_some_and(|entry| entry.options.logprobs == 0 && decode.decoder.takes(&entry))
     }
 
@@ -206,7 +207,7 @@ impl<B: Backend> Worker<B> {
             let row = &mut decode.rows[at];
             let (mut stop, mut window) = (Vec::new(), Vec::new());
             let eos = &self.info.eos_token_ids;
-            if let Some(entry) = entry(&row.sequence, row.slot, &mut stop, &mut window, eos) {
+            if let Some(entry) = entry(&row.sequence, row.slot.index, &mut stop, &mut window, eos) {
                 decode.decoder.enter(&mut self.backend, at, &entry)?;
                 (row.hold, row.parked) = (entry.hold, entry.hold);
             }
@@ -254,7 +255,7 @@ impl<B: Backend> Worker<B> {
         let Some(decode) = &mut self.decode else { return Ok(()) };
         let Some(at) = decode.find(at, ticket) else { return Ok(()) };
         let row = &mut decode.rows[at];
-        let Choice { token, logprob } = decode.decoder.chosen(row.slot, row.seen);
+        let Choice { token, logprob } = decode.decoder.chosen(row.slot.index, row.seen);
         row.seen += 1;
         let Work::Generate(generation) = &mut row.sequence.work else { return Ok(()) };
         let taken = match token {
@@ -266,7 +267,7 @@ impl<B: Backend> Worker<B> {
         match taken {
             Ok(None) => {
                 if std::mem::take(&mut row.parked) {
-                    decode.decoder.point(&mut self.backend, at, Some(row.slot))?;
+                    decode.decoder.point(&mut self.backend, at, Some(row.slot.index))?;
                 }
                 Ok(())
             }
@@ -283,7 +284,7 @@ impl<B: Backend> Worker<B> {
         let row = &mut decode.rows[at];
         let mut kept = Ok(());
         if let Work::Generate(generation) = &mut row.sequence.work {
-            kept = generation.keep(&mut self.backend, &self.slots, row.slot);
+            kept = generation.keep(&mut self.backend, &self.slots, row.slot.index);
         }
         let sequence = self.leave_decode(at)?;
         match kept {
@@ -302,9 +303,7 @@ impl<B: Backend> Worker<B> {
         let Some(decode) = &mut self.decode else {
             return Err(Error::Internal { message: "no decoder".into() });
         };
-        let row = decode.remove(&mut self.backend, at)?;
-        self.free.push(row.slot);
-        Ok(row.sequence)
+        Ok(decode.remove(&mut self.backend, at)?.sequence)
     }
 
     /// Retires what was cancelled, and lets go of those whose consumers do not keep up.
@@ -315,9 +314,9 @@ impl<B: Backend> Worker<B> {
         loop {
             let Some(decode) = &mut self.decode else { return Ok(()) };
             let Some(at) = decode.rows.iter().position(leaves) else { return Ok(()) };
-            let Decoding { ticket, slot, .. } = decode.rows[at];
-            let cancelled = decode.rows[at].sequence.is_cancelled();
-            let state_wanted = !cancelled || decode.rows[at].sequence.has_session();
+            let row = &decode.rows[at];
+            let (ticket, slot, cancelled) = (row.ticket, row.slot.index, row.sequence.is_cancelled());
+            let state_wanted = !cancelled || row.sequence.has_session();
             if state_wanted {
                 // All that the state knows of is taken in, and the token after that.
                 while self
@@ -346,9 +345,9 @@ impl<B: Backend> Worker<B> {
     pub(super) fn fail_decoding(&mut self, error: impl Fn() -> Error) {
         let Some(decode) = &mut self.decode else { return };
         decode.ahead.clear();
-        for row in decode.rows.drain(..) {
-            self.free.push(row.slot);
-            row.sequence.fail(error());
+        for Decoding { sequence, slot, .. } in decode.rows.drain(..) {
+            drop(slot);
+            sequence.fail(error());
         }
         // A device that is lost refuses this, as it will all else.
         let _ = decode.decoder.clear(&mut self.backend);

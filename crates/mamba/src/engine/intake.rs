@@ -1,6 +1,7 @@
 //! From a task to sequences: checks that need no computing, and tokenization on threads of its own, beside the
 //! engine's: the first texts are computed while later ones become tokens.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -47,7 +48,8 @@ pub(crate) enum Kind {
     Embed { options: EmbedOptions },
 }
 
-/// Whom to answer. Exactly one final event is sent: `Failed` with `MODEL_DISPOSED` if nothing else came.
+/// Whom to answer. Exactly one final event is sent: if nothing else came, `Failed` with `MODEL_DISPOSED`, or with
+/// `INTERNAL` where a panic took it along.
 pub(crate) struct Reply {
     cancel: Cancel,
     since: Instant,
@@ -83,17 +85,22 @@ impl Reply {
     fn answer(&mut self, result: Result<Output>) {
         // Whoever hears of the end may ask for something else at once.
         drop(self.permit.take());
-        (self.on_event)(match result {
+        let event = match result {
             Ok(output) => Event::Done(output),
             Err(error) => Event::Failed(error),
-        });
+        };
+        // Nothing is left to be ended by a panic of its owner's; others may be waiting for their own end.
+        let _ = catch_unwind(AssertUnwindSafe(|| (self.on_event)(event)));
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
         if self.permit.is_some() {
-            self.answer(Err(Error::ModelDisposed));
+            self.answer(Err(match std::thread::panicking() {
+                true => Error::Internal { message: "a panic in the engine".into() },
+                false => Error::ModelDisposed,
+            }));
         }
     }
 }

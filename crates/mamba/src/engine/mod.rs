@@ -14,6 +14,7 @@ mod schedule;
 mod sequence;
 mod session;
 mod share;
+mod slot;
 mod stats;
 mod texts;
 mod worker;

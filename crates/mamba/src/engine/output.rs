@@ -91,7 +91,7 @@ impl<B: Backend> Worker<B> {
     }
 
     pub(super) fn finish_generation(&mut self, i: usize, reason: FinishReason) -> Result<()> {
-        let slot = self.running[i].slot;
+        let slot = self.running[i].slot.index;
         if let Work::Generate(generation) = &mut self.running[i].sequence.work {
             generation.keep(&mut self.backend, &self.slots, slot)?;
         }
@@ -106,7 +106,7 @@ impl<B: Backend> Worker<B> {
     pub(super) fn advance(&mut self, i: usize) -> Result<()> {
         let (begin, end) = (self.batch.cu_seqlens[i], self.batch.cu_seqlens[i + 1]);
         let Running { sequence, slot, .. } = &mut self.running[i];
-        let (slot, last) = (*slot, sequence.left() == 0);
+        let (slot, last) = (slot.index, sequence.left() == 0);
         let done = sequence.done;
         match &mut sequence.work {
             Work::Generate(_) => return Ok(()),

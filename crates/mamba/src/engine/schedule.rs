@@ -1,7 +1,7 @@
 //! Who is served when: slots for those who wait, and each one's share of a step.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::decode::Decode;
 use super::prefix::{Found, Kept};
@@ -9,16 +9,26 @@ use super::queue::Owner;
 use super::request::Output;
 use super::sequence::{Sequence, Work};
 use super::share::{Want, divide};
+use super::slot::Slot;
 use super::worker::{Running, Worker};
 use crate::backend::Backend;
 use crate::error::{Error, Result};
 use crate::text::Detokenizer;
 
+/// So many that wait are looked through in every turn for those that were cancelled.
+const FEW: usize = 1024;
+/// More of them only so often.
+const OFTEN: Duration = Duration::from_millis(100);
+
 impl<B: Backend> Worker<B> {
     /// Retires what was cancelled, and lets go of those whose consumers do not keep up.
     pub(super) fn sweep(&mut self) {
-        for sequence in self.waiting.take_out(Sequence::is_cancelled) {
-            sequence.abort();
+        // Of a million texts this takes as long as some steps.
+        if self.waiting.len() <= FEW || self.swept.elapsed() > OFTEN {
+            self.swept = Instant::now();
+            for sequence in self.waiting.take_out(Sequence::is_cancelled) {
+                sequence.abort();
+            }
         }
         let (settled, resting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.resting)
             .into_iter()
@@ -33,7 +43,7 @@ impl<B: Backend> Worker<B> {
         // From the last to the first, so that removing one leaves the others where they are.
         for i in (0..self.running.len()).rev() {
             let Running { sequence, slot, .. } = &self.running[i];
-            let (slot, cancelled) = (*slot, sequence.is_cancelled());
+            let (slot, cancelled) = (slot.index, sequence.is_cancelled());
             let pausing = sequence.is_paused() && sequence.decodes();
             if !cancelled && !pausing {
                 continue;
@@ -66,24 +76,25 @@ impl<B: Backend> Worker<B> {
 
     /// Takes a sequence out of its slot.
     pub(super) fn retire(&mut self, i: usize) -> Sequence {
-        let Running { sequence, slot, .. } = self.running.remove(i);
-        self.free.push(slot);
-        sequence
+        self.running.remove(i).sequence
     }
 
     /// Gives free slots to those whose turn it is.
     pub(super) fn admit(&mut self) {
-        while let Some(slot) = self.free.last().copied() {
+        while let Some(slot) = self.free.take() {
             let (texts, most) = (self.text_tokens(), self.workspace.max_tokens());
             let fits = |sequence: &Sequence| {
                 let text = matches!(sequence.work, Work::Embed { .. });
                 !text || texts == 0 || texts + sequence.left() <= most
             };
             let Some(mut sequence) = self.waiting.pop_if(fits) else { return };
-            match self.prepare(&mut sequence, slot) {
+            if sequence.is_cancelled() {
+                sequence.abort();
+                continue;
+            }
+            match self.prepare(&mut sequence, &slot) {
                 Ok(()) if sequence.left() == 0 => self.finish_without_tokens(sequence),
                 Ok(()) => {
-                    self.free.pop();
                     // Those with the same adapter next to each other, so that its products are few.
                     let at = self
                         .running
@@ -91,7 +102,7 @@ impl<B: Backend> Worker<B> {
                     self.running.insert(at, Running { sequence, slot, share: 0 });
                 }
                 // What runs gives memory back when it ends.
-                Err(Error::OutOfMemory { .. }) if !self.running.is_empty() => {
+                Err(Error::OutOfMemory { .. }) if !self.running.is_empty() || self.decoding() > 0 => {
                     self.waiting.push(&sequence.place.clone(), sequence);
                     return;
                 }
@@ -109,7 +120,8 @@ impl<B: Backend> Worker<B> {
     }
 
     /// Puts a sequence's state into its slot. It may be asked again after a failure.
-    fn prepare(&mut self, sequence: &mut Sequence, slot: usize) -> Result<()> {
+    fn prepare(&mut self, sequence: &mut Sequence, slot: &Slot) -> Result<()> {
+        let slot = slot.index;
         if let Work::Generate(generation) = &mut sequence.work
             && let (None, Some(tokenizer)) = (&generation.detokenizer, &self.tokenizer)
         {
@@ -178,10 +190,10 @@ impl<B: Backend> Worker<B> {
             }
             let kept = match prefixes.slot(|slot| self.slots.read(&mut self.backend, slot))? {
                 Some(to) => {
-                    self.slots.copy(&mut self.backend, *slot, to)?;
+                    self.slots.copy(&mut self.backend, slot.index, to)?;
                     Kept::Slot(to)
                 }
-                None => Kept::Host(self.slots.read(&mut self.backend, *slot)?.into()),
+                None => Kept::Host(self.slots.read(&mut self.backend, slot.index)?.into()),
             };
             prefixes.keep(&sequence.ids[..done], kept);
         }

@@ -14,6 +14,7 @@ use super::pace::Pace;
 use super::prefix::Prefixes;
 use super::queue::Queue;
 use super::sequence::Sequence;
+use super::slot::{FreeSlots, Slot};
 use super::stats::{Meter, Stats};
 use super::texts::{Landing, Pooled};
 use super::{Life, LoadOptions, ModelInfo};
@@ -45,7 +46,7 @@ pub(crate) enum Message {
 /// A sequence in its slot.
 pub(super) struct Running {
     pub(super) sequence: Sequence,
-    pub(super) slot: usize,
+    pub(super) slot: Slot,
     /// How many of its tokens this step computes.
     pub(super) share: usize,
 }
@@ -63,6 +64,8 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) messages: Receiver<Message>,
     pub(super) life: Arc<Life>,
     pub(super) waiting: Queue<Sequence>,
+    /// When those were last looked through.
+    pub(super) swept: Instant,
     /// Those whose consumers want no more for now. They have no slot.
     pub(super) resting: Vec<Sequence>,
     pub(super) prefixes: Option<Prefixes>,
@@ -77,7 +80,7 @@ pub(crate) struct Worker<B: Backend> {
     pub(super) landing: VecDeque<Landing>,
     /// Where the backend chooses tokens: sequences whose prompt is done.
     pub(super) decode: Option<Decode<B>>,
-    pub(super) free: Vec<usize>,
+    pub(super) free: FreeSlots,
     pub(super) batch: Batch,
 }
 
@@ -136,6 +139,7 @@ impl<B: Backend> Worker<B> {
             messages,
             life,
             waiting: Queue::new(),
+            swept: Instant::now(),
             resting: Vec::new(),
             prefixes,
             pace: Pace::new(tokens / 16),
@@ -146,7 +150,7 @@ impl<B: Backend> Worker<B> {
             pooled_texts: Vec::new(),
             landing: VecDeque::new(),
             decode,
-            free: (0..count).rev().collect(),
+            free: FreeSlots::new(count),
             batch: Batch::new(),
         })
     }
@@ -241,7 +245,11 @@ impl<B: Backend> Worker<B> {
         self.batch.clear();
         let mut prompt_tokens = 0;
         for Running { sequence, slot, share } in &mut self.running {
-            self.batch.push(&sequence.ids[sequence.done..sequence.done + *share], *slot, !sequence.begun);
+            self.batch.push(
+                &sequence.ids[sequence.done..sequence.done + *share],
+                slot.index,
+                !sequence.begun,
+            );
             sequence.begun = true;
             prompt_tokens += if sequence.decodes() { 0 } else { *share };
         }
@@ -271,7 +279,7 @@ impl<B: Backend> Worker<B> {
 
     fn fail_running(&mut self, error: impl Fn() -> Error) {
         for Running { sequence, slot, .. } in self.running.drain(..) {
-            self.free.push(slot);
+            drop(slot);
             sequence.fail(error());
         }
         self.fail_texts(&error);

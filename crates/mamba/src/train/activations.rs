@@ -112,3 +112,26 @@ impl<B: TrainBackend> Activations<B> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Cpu;
+    use crate::cpu::memory::allocated;
+
+    /// What docs/training.md says of `recompute`.
+    #[test]
+    fn recomputation_keeps_one_layer() {
+        let config = Config::from_json(r#"{"d_model":768,"n_layer":24,"vocab_size":50277}"#).unwrap();
+        let gigabytes = |recompute| {
+            let options =
+                TrainOptions { recompute, max_tokens: 8 * 512, max_sequences: 8, ..TrainOptions::default() };
+            let before = allocated();
+            let activations = Activations::<Cpu>::new(&mut Cpu::new(1).unwrap(), &config, &options).unwrap();
+            let bytes = allocated() - before;
+            drop(activations);
+            (bytes as f64 / 1e8).round() / 10.0
+        };
+        assert_eq!((gigabytes(false), gigabytes(true)), (2.6, 0.7));
+    }
+}

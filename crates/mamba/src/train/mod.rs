@@ -285,7 +285,7 @@ impl<B: TrainBackend> Trainer<B> {
 
     /// One step on the targets of all batches together (gradient accumulation: each batch is computed by itself): their
     /// mean loss, its gradients, and an update of the parameters. Carried sequences go on from the batch before, through
-    /// which no gradient flows.
+    /// which no gradient flows; where a skipped step has left a state that is not finite, from the one before it.
     ///
     /// # Errors
     /// `TOKEN_OUT_OF_RANGE`, `OPTION_INVALID` for a batch larger than the options say, `EMPTY_PROMPT` without a target,
@@ -301,6 +301,9 @@ impl<B: TrainBackend> Trainer<B> {
             loss += self.loss_sum(batch)?;
         }
         let report = self.update()?;
+        if let (true, Some(last)) = (report.skipped, batches.last()) {
+            self.mend_states(last)?;
+        }
         Ok(StepReport { loss: loss / counted as f64, ..report })
     }
 
@@ -337,6 +340,10 @@ impl<B: TrainBackend> Trainer<B> {
         }
         self.states.write(&mut self.backend, &last.unwrap_or_default())?;
         let report = self.update()?;
+        // What was computed last is the first piece.
+        if let (true, Some(first)) = (report.skipped, pieces.first()) {
+            self.mend_states(first)?;
+        }
         Ok(StepReport { loss: loss / counted as f64, ..report })
     }
 

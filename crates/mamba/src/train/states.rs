@@ -35,6 +35,12 @@ impl<B: TrainBackend> States<B> {
         Self { conv, layer, elements: config.n_layer * layer, slots: 0, buffers: None }
     }
 
+    /// What room for so many sequences takes.
+    pub fn bytes(&self, slots: usize) -> u64 {
+        // Of each, `Buffers` has five.
+        5 * 4 * self.elements as u64 * slots as u64
+    }
+
     /// Of one sequence's whole state.
     pub fn elements(&self) -> usize {
         self.elements
@@ -81,6 +87,27 @@ impl<B: TrainBackend> States<B> {
             for (slot, state) in states.iter().enumerate() {
                 backend.write(&mut buffers.last, slot * self.elements, state)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Where a batch has left a state that is not finite, what its sequence began with; zeros where that was not `kept`
+    /// from before (or is no better), and in slots of no sequence.
+    pub fn mend(&mut self, backend: &mut B, kept: impl Fn(usize) -> bool) -> Result<()> {
+        let Some(buffers) = &mut self.buffers else { return Ok(()) };
+        let finite = |state: &[f32]| state.iter().all(|x| x.is_finite());
+        let mut state = vec![0.0; self.elements];
+        for slot in 0..self.slots {
+            let at = slot * self.elements;
+            backend.read(&buffers.last, at, &mut state)?;
+            if finite(&state) {
+                continue;
+            }
+            backend.read(&buffers.initial, at, &mut state)?;
+            if !kept(slot) || !finite(&state) {
+                state.fill(0.0);
+            }
+            backend.write(&mut buffers.last, at, &state)?;
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 //! choice only behind its mark. So the engine's decoding is tested without a GPU.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mamba::backend::{Backend, Batch, View, ViewMut};
 use mamba::checkpoint::Tensor;
@@ -12,13 +14,22 @@ use mamba::ops::causal_conv1d::CausalConv1d;
 use mamba::ops::norm::AddNorm;
 use mamba::ops::pool::Pool;
 use mamba::ops::selective_scan::SelectiveScan;
-use mamba::{DType, Result};
+use mamba::{DType, Error, Result};
 
 type Buffer = <Cpu as Backend>::Buffer;
 type Weight = <Cpu as Backend>::Weight;
 type Plan = <Cpu as Backend>::Plan;
 
-pub struct Ahead(pub Cpu);
+pub struct Ahead(pub Cpu, pub Arc<Faults>);
+
+/// What goes wrong.
+#[derive(Default)]
+pub struct Faults {
+    /// The next read panics.
+    pub defect: AtomicBool,
+    /// No state can be put into a slot.
+    pub full: AtomicBool,
+}
 
 impl Backend for Ahead {
     type Buffer = Buffer;
@@ -34,10 +45,15 @@ impl Backend for Ahead {
     }
 
     fn write(&mut self, buffer: &mut Buffer, offset: usize, values: &[f32]) -> Result<()> {
+        if self.1.full.load(Ordering::Relaxed) {
+            let bytes = 4 * values.len() as u64;
+            return Err(Error::OutOfMemory { bytes, what: "a test".into(), free: Some(0) });
+        }
         self.0.write(buffer, offset, values)
     }
 
     fn read(&mut self, buffer: &Buffer, offset: usize, values: &mut [f32]) -> Result<()> {
+        assert!(!self.1.defect.swap(false, Ordering::Relaxed), "a defect");
         self.0.read(buffer, offset, values)
     }
 

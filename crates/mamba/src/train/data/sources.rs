@@ -98,11 +98,12 @@ impl Sources {
         self.field.as_deref().unwrap_or("text")
     }
 
-    /// Hands on all texts, long ones in pieces; for making a tokenizer.
+    /// Hands on all texts, long ones in pieces; for making a tokenizer. `fields`: where examples have theirs, which are
+    /// looked at more closely when they are read.
     ///
     /// # Errors
     /// What reading gives.
-    pub fn texts(&self, take: &mut dyn FnMut(&str)) -> Result<()> {
+    pub fn texts(&self, fields: Option<&[&str]>, take: &mut dyn FnMut(&str)) -> Result<()> {
         for (path, format) in self.formats()? {
             match format {
                 Format::Text => read_text(path, &mut |text| {
@@ -110,8 +111,16 @@ impl Sources {
                     Ok(())
                 })?,
                 Format::Jsonl => read_lines(path, &mut |line, number| {
-                    if let Document::Text(text) = document(path, number, line, self.field())? {
-                        take(&text);
+                    match fields {
+                        Some(fields) => {
+                            let value = json(path, number, line)?;
+                            fields.iter().for_each(|field| strings(&value[field], take));
+                        }
+                        None => {
+                            if let Document::Text(text) = document(path, number, line, self.field())? {
+                                take(&text);
+                            }
+                        }
                     }
                     Ok(())
                 })?,
@@ -229,11 +238,26 @@ enum Document {
     Ids(Vec<u32>),
 }
 
+fn json(path: &Path, line: usize, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|error| Error::DataInvalid {
+        path: path.into(),
+        reason: format!("line {line}: not JSON ({error})"),
+    })
+}
+
+/// Hands on a text, or all of a list.
+fn strings(value: &Value, take: &mut dyn FnMut(&str)) {
+    match value {
+        Value::String(text) => take(text),
+        Value::Array(values) => values.iter().for_each(|value| strings(value, take)),
+        _ => {}
+    }
+}
+
 fn document(path: &Path, line: usize, text: &str, field: &str) -> Result<Document> {
     let invalid =
         |reason: String| Error::DataInvalid { path: path.into(), reason: format!("line {line}: {reason}") };
-    let value: Value = serde_json::from_str(text).map_err(|error| invalid(format!("not JSON ({error})")))?;
-    match &value[field] {
+    match &json(path, line, text)?[field] {
         Value::String(text) => Ok(Document::Text(text.clone())),
         Value::Array(ids) => token_ids(ids, field).map(Document::Ids).map_err(invalid),
         _ => Err(invalid(format!("no `{field}` that is a text or a list of token ids"))),

@@ -14,7 +14,6 @@ pub struct Language {
     order: Order,
     accumulate: u64,
     validation_batches: u64,
-    max_sequences: usize,
 }
 
 impl Language {
@@ -34,11 +33,8 @@ impl Language {
             let expected = "1 with `batch.order` `carried`, where each step goes on from the one before";
             return Err(Error::option("batch.accumulate", accumulate, expected));
         }
-        // Held-out text is read from the beginning, or with resets; not with states that training carries.
-        let order = if layout.order == Order::Windows { Order::Windows } else { Order::Documents };
-        let held_layout = Layout { order, ..layout };
+        let held_layout = Layout { order: held_out_order(layout.order), ..layout };
         Ok(Self {
-            max_sequences: max_sequences(train, layout).max(max_sequences(held_out, held_layout)),
             batches: Batches::new(Arc::clone(file), train, layout)?,
             held_out: match held_out {
                 [] => None,
@@ -52,8 +48,9 @@ impl Language {
 
     /// Sequences of a batch at most.
     #[must_use]
-    pub fn max_sequences(&self) -> usize {
-        self.max_sequences
+    pub fn max_sequences(train: &[Span], held_out: &[Span], layout: Layout) -> usize {
+        let held_layout = Layout { order: held_out_order(layout.order), ..layout };
+        most_sequences(train, layout).max(most_sequences(held_out, held_layout))
     }
 
     /// Batches of an epoch.
@@ -102,6 +99,11 @@ impl Language {
     }
 }
 
+/// Held-out text is read from the beginning, or with resets; not with states that training carries.
+fn held_out_order(order: Order) -> Order {
+    if order == Order::Windows { Order::Windows } else { Order::Documents }
+}
+
 /// States are kept, and take room, only where rows go on.
 fn to_train(batch: TokenBatch, order: Order) -> TrainBatch {
     let carried = match order {
@@ -147,7 +149,7 @@ fn go_on<B: TrainBackend>(
 }
 
 /// As many documents as the shortest ones that fill a batch, and what is cut.
-fn max_sequences(spans: &[Span], Layout { rows, length, order, .. }: Layout) -> usize {
+fn most_sequences(spans: &[Span], Layout { rows, length, order, .. }: Layout) -> usize {
     if order == Order::Windows {
         return rows;
     }
@@ -188,10 +190,10 @@ mod tests {
         (folder, file)
     }
 
-    fn trainer(language: &Language, tokens: usize) -> Trainer<Cpu> {
+    fn trainer(tokens: usize) -> Trainer<Cpu> {
         let options = TrainOptions {
             max_tokens: tokens,
-            max_sequences: language.max_sequences(),
+            max_sequences: 64,
             weight_decay: 0.0,
             ..TrainOptions::default()
         };
@@ -208,8 +210,8 @@ mod tests {
         let (mut whole, mut parts) = (language(72), language(12));
         assert_eq!((whole.batches.per_epoch(), parts.batches.per_epoch()), (1, 6));
         let all = to_train(whole.batches.batch(0).unwrap(), whole.order);
-        let (expected, counted) = trainer(&whole, 144).loss(&all).unwrap();
-        let mut trainer = trainer(&parts, 24);
+        let (expected, counted) = trainer(144).loss(&all).unwrap();
+        let mut trainer = trainer(24);
         let (mut sum, mut tokens) = (0.0, 0);
         for number in 0..6 {
             let batch = parts.batches.batch(number).unwrap();
@@ -229,7 +231,7 @@ mod tests {
         let run = |validate: bool| {
             let layout = Layout { rows: 2, length: 10, order: Order::Carried, seed: 3 };
             let mut language = Language::new(&file, &spans, &held, layout, 1, 2).unwrap();
-            let mut trainer = trainer(&language, 20);
+            let mut trainer = trainer(20);
             (0..8)
                 .map(|number| {
                     if validate {

@@ -122,6 +122,17 @@ pub enum ObjectiveConfig {
     },
 }
 
+impl ObjectiveConfig {
+    /// Where its examples have their texts; `None`: it takes texts as they are.
+    pub(super) fn fields(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::CausalLm => None,
+            Self::Contrastive { .. } => Some(&["anchor", "positive", "negatives"]),
+            Self::Distill { .. } | Self::Classify { .. } => Some(&["text"]),
+        }
+    }
+}
+
 /// See [`crate::engine::Pooling`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -338,6 +349,10 @@ impl RunConfig {
         }
         if let (Some(_), None) = (&self.adapter, &self.model) {
             return Err(Error::option("adapter", "given without `model`", "a model that is trained already"));
+        }
+        if let (ObjectiveConfig::CausalLm, Some(tokens)) = (&self.objective, self.batch.tokens) {
+            let expected = "nothing: a language model's batch is `batch.size` rows of `batch.length` tokens";
+            return Err(Error::option("batch.tokens", tokens, expected));
         }
         if let ObjectiveConfig::Contrastive { temperature, .. } = self.objective
             && !(temperature.is_finite() && temperature > 0.0)

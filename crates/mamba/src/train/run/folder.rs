@@ -48,7 +48,7 @@ impl RunFolder {
     /// Begins a run in a folder.
     ///
     /// # Errors
-    /// `RUN_INVALID` where there is one already; `IO_ERROR`, `DISK_FULL`.
+    /// `RUN_INVALID` where there is one already, or checkpoints of one; `IO_ERROR`, `DISK_FULL`.
     pub fn begin(config: &RunConfig) -> Result<Self> {
         let path = config.out.clone();
         if path.join("run.json").exists() {
@@ -57,7 +57,19 @@ impl RunFolder {
         }
         let checkpoints = path.join("checkpoints");
         fs::create_dir_all(&checkpoints).map_err(|error| Error::io("create", &checkpoints, error))?;
-        Ok(Self { path })
+        let folder = Self { path };
+        // They are of another run, which this one would take for its own.
+        match folder.checkpoints()?.pop() {
+            None => Ok(folder),
+            Some((step, newest)) => {
+                let reason = format!(
+                    "it is missing, though there are checkpoints (`{}`, after step {step}): put it back, or choose \
+                     another folder",
+                    newest.display()
+                );
+                Err(folder.invalid(&folder.join("run.json"), reason))
+            }
+        }
     }
 
     /// Writes down what was begun: from now on the run can be resumed.

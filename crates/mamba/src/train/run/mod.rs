@@ -206,6 +206,15 @@ impl Task {
     }
 }
 
+/// How much is computed together, by the field that says so: where that does not fit, the error names a value that does.
+struct Extent {
+    field: &'static str,
+    value: usize,
+    least: usize,
+    /// Tokens and sequences at most, of each value.
+    limits: Box<dyn Fn(usize) -> (usize, usize)>,
+}
+
 struct Run<'a, B: TrainBackend> {
     config: &'a RunConfig,
     cancel: &'a Cancel,
@@ -240,7 +249,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
         }
         let size = config.batch.size * config.batch.accumulate;
         let mut options = config.train_options()?;
-        let (task, labels) = match &config.objective {
+        let (task, labels, extent) = match &config.objective {
             ObjectiveConfig::CausalLm => {
                 let path = folder.join("data.tokens");
                 let begin = tokenizer.as_ref().and_then(|tokenizer| tokenizer.token_to_id(BEGIN));
@@ -275,9 +284,12 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 let batches = config.validation.batches;
                 let language =
                     Language::new(&Arc::new(file), &train, &held_out, layout, accumulate, batches)?;
-                options.max_tokens = rows * length;
-                options.max_sequences = language.max_sequences();
-                (Task::Language(language), Vec::new())
+                let limits = move |rows| {
+                    let layout = Layout { rows, ..layout };
+                    (rows * length, Language::max_sequences(&train, &held_out, layout))
+                };
+                let extent = Extent { field: "batch.size", value: rows, least: 1, limits: Box::new(limits) };
+                (Task::Language(language), Vec::new(), extent)
             }
             objective => {
                 let BatchConfig { length, tokens, .. } = config.batch;
@@ -289,17 +301,21 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 let labels = examples.labels.clone();
                 let ValidationConfig { fraction, batches, .. } = config.validation;
                 let texts = Texts::new(objective.clone(), examples, size, fraction, batches, config.seed);
-                options.max_tokens = tokens.unwrap_or((size * length).min(8192)).max(length);
-                options.max_sequences = options.max_tokens.min(256);
                 options.extra = texts.extra(model.d_model);
-                (Task::Texts(texts), labels)
+                let extent = Extent {
+                    field: "batch.tokens",
+                    value: tokens.unwrap_or((size * length).min(8192)).max(length),
+                    least: length,
+                    limits: Box::new(|tokens| (tokens, tokens.min(256))),
+                };
+                (Task::Texts(texts), labels, extent)
             }
         };
         let start = match &base {
             Some(base) => Start::Checkpoint(base, config.seed),
             None => Start::Seed(config.seed),
         };
-        let mut trainer = trainer(config, &model, start, &options, backend)?;
+        let mut trainer = trainer(config, &model, start, &options, &extent, backend)?;
         if !resumed {
             folder.write_config(config)?;
         }
@@ -371,7 +387,11 @@ impl<'a, B: TrainBackend> Run<'a, B> {
             events(RunEvent::Progress(progress.clone()));
             last = Some(progress);
             if due(report.step, self.config.checkpoint.every) {
-                self.save(begun, events)?;
+                // A skipped step has changed nothing, so that its checkpoint would only push out those from before whatever
+                // went wrong.
+                if !report.skipped || report.step == steps {
+                    self.save(begun, events)?;
+                }
                 self.draw()?;
             }
         }
@@ -454,38 +474,40 @@ fn trainer<B: TrainBackend>(
     model: &Config,
     start: Start,
     options: &TrainOptions,
+    extent: &Extent,
     backend: &mut dyn FnMut(&RunConfig) -> Result<B>,
 ) -> Result<Trainer<B>> {
-    let mut attempt = |options: &TrainOptions| {
+    let carried = config.objective == ObjectiveConfig::CausalLm && config.batch.order == Order::Carried;
+    let mut attempt = |value: usize| {
+        let (max_tokens, max_sequences) = (extent.limits)(value);
         let backend = backend(config)?;
         let on_cpu = backend.name() == "cpu";
         let (before, available) = (allocated(), memory::available());
-        let mut trainer = Trainer::new(backend, model.clone(), start, options.clone())?;
+        let options = TrainOptions { max_tokens, max_sequences, ..options.clone() };
+        let mut trainer = Trainer::new(backend, model.clone(), start, options)?;
         if !on_cpu {
-            trainer.warm_up(config.batch.order == Order::Carried)?;
+            trainer.warm_up(carried)?;
         }
-        let asked = u64::try_from(allocated() - before).unwrap_or(0);
+        let asked = u64::try_from(allocated() - before).unwrap_or(0) + trainer.bytes_to_come(carried);
         match available.filter(|available| on_cpu && asked > *available) {
             Some(free) => Err(Error::OutOfMemory { bytes: asked, what: "training".into(), free: Some(free) }),
             None => Ok(trainer),
         }
     };
-    let (bytes, what, free) = match attempt(options) {
+    let Extent { field, mut value, least, .. } = *extent;
+    let (bytes, what, free) = match attempt(value) {
         Err(Error::OutOfMemory { bytes, what, free }) => (bytes, what, free),
         other => return other,
     };
-    let (mut size, mut smaller) = (config.batch.size, options.clone());
-    while size > 1 {
-        size /= 2;
-        smaller.max_tokens = (options.max_tokens * size / config.batch.size).max(config.batch.length);
-        smaller.max_sequences = (options.max_sequences * size / config.batch.size).max(1);
-        if attempt(&smaller).is_ok() {
-            let what = format!("{what} (`batch.size` is {}; {size} fits)", config.batch.size);
+    while value > least {
+        value = (value / 2).max(least);
+        if attempt(value).is_ok() {
+            let what = format!("{what} (`{field}` is {}; {value} fits)", extent.value);
             return Err(Error::OutOfMemory { bytes, what, free });
         }
     }
     let hint = if options.recompute { "" } else { ", or `recompute`" };
-    let what = format!("{what} (not even a `batch.size` of 1 fits: take a smaller `batch.length`{hint})");
+    let what = format!("{what} (not even a `{field}` of {least} fits: take a smaller `batch.length`{hint})");
     Err(Error::OutOfMemory { bytes, what, free })
 }
 
@@ -496,37 +518,48 @@ fn tokenizer(
     folder: &RunFolder,
     resumed: bool,
 ) -> Result<Option<Tokenizer>> {
-    let path = folder.join("tokenizer.json");
-    if resumed {
-        return if path.is_file() { Tokenizer::from_file(&path).map(Some) } else { Ok(None) };
+    enum From<'a> {
+        File(&'a Path),
+        Data(TokenizerKind),
     }
-    let copy = |from: &Path| -> Result<()> {
-        let bytes = std::fs::read(from).map_err(|error| Error::io("read", from, error))?;
-        // What is no tokenizer is refused before it is copied.
-        Tokenizer::from_bytes(&bytes, from)?;
-        write_atomically(&path, |file| file.write_all(&bytes))
-    };
-    let make = |kind| train_tokenizer(kind, &path, &mut |take| config.data.texts(take));
-    match &config.tokenizer {
-        Some(TokenizerConfig::File { path }) => copy(path)?,
-        Some(TokenizerConfig::Bpe { vocab_size }) => make(TokenizerKind::Bpe { vocab_size: *vocab_size })?,
-        Some(TokenizerConfig::Characters) => make(TokenizerKind::Characters)?,
-        Some(TokenizerConfig::Bytes) => make(TokenizerKind::Bytes)?,
-        None => match base.map(Checkpoint::tokenizer_path) {
-            Some(Some(path)) => copy(path)?,
-            Some(None) => return Ok(None),
+    let path = folder.join("tokenizer.json");
+    let from = match &config.tokenizer {
+        Some(TokenizerConfig::File { path }) => Some(From::File(path)),
+        Some(TokenizerConfig::Bpe { vocab_size }) => {
+            Some(From::Data(TokenizerKind::Bpe { vocab_size: *vocab_size }))
+        }
+        Some(TokenizerConfig::Characters) => Some(From::Data(TokenizerKind::Characters)),
+        Some(TokenizerConfig::Bytes) => Some(From::Data(TokenizerKind::Bytes)),
+        None => match base {
+            Some(base) => base.tokenizer_path().map(From::File),
             None => {
                 let formats = config.data.formats()?;
                 if formats.iter().all(|(_, format)| *format == data::Format::Fasta) {
-                    make(TokenizerKind::Characters)?;
+                    Some(From::Data(TokenizerKind::Characters))
                 } else if formats.iter().any(|(_, format)| format.has_text()) {
                     let expected = "a file, `bpe`, `characters` or `bytes`, for a new model's texts";
                     return Err(Error::option("tokenizer", "missing", expected));
                 } else {
-                    return Ok(None);
+                    None
                 }
             }
         },
+    };
+    match from {
+        // The run has one since it was begun, even if its model came without.
+        _ if resumed && path.is_file() => {}
+        None => return Ok(None),
+        Some(_) if resumed => {}
+        Some(From::File(file)) => {
+            let bytes = std::fs::read(file).map_err(|error| Error::io("read", file, error))?;
+            // What is no tokenizer is refused before it is copied.
+            Tokenizer::from_bytes(&bytes, file)?;
+            write_atomically(&path, |out| out.write_all(&bytes))?;
+        }
+        Some(From::Data(kind)) => {
+            let fields = config.objective.fields();
+            train_tokenizer(kind, &path, &mut |take| config.data.texts(fields, take))?;
+        }
     }
     Tokenizer::from_file(&path).map(Some)
 }
