@@ -11,11 +11,11 @@ import { event, eventStream } from './sse.js'
 export interface Writer {
   /** What a stream says before the first token. */
   head(): object[]
-  /** What a stream says of a token, or nothing while its text is not certain. */
-  token(token: GeneratedToken): object | undefined
+  /** What a stream says of tokens that came together, or nothing while their text is not certain. */
+  tokens(tokens: readonly GeneratedToken[]): object | undefined
   /** What a stream says at the end. */
   end(completion: Completion): object
-  /** The whole answer. After `token` of all its tokens, if log-probabilities were asked for. */
+  /** The whole answer. After `tokens` of all its tokens, if log-probabilities were asked for. */
   whole(completion: Completion): object
 }
 
@@ -57,7 +57,7 @@ export async function answer(
     job.writers.map(async (writer, index) => {
       if (!job.needsTokens) return job.complete(index)
       const generation = job.stream(index)
-      for await (const token of generation) writer.token(token)
+      for await (const token of generation) writer.tokens([token])
       return generation.result
     }),
   )
@@ -87,7 +87,7 @@ async function stream(
       completions[happened.index] = happened.completion
       return part(writer.end(happened.completion))
     }
-    const said = writer.token(happened.token)
+    const said = writer.tokens(happened.tokens)
     return said ? part(said) : ''
   }
   let text = job.writers.flatMap((writer) => writer.head().map(part)).join('')

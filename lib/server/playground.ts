@@ -106,7 +106,8 @@ export class Playground {
         const head = first ? event(start) : ''
         first = false
         const lines = happened.map((one) => {
-          if ('token' in one) return event(tokenEvent(one.token, served.names))
+          if ('tokens' in one)
+            return one.tokens.map((token) => event(tokenEvent(token, served.names))).join('')
           const { finishReason, usage } = one.completion
           this.#context.metrics.tokens(served.name, {
             prompt: start.computed,
