@@ -75,9 +75,7 @@ async function stream(
 ): Promise<Response> {
   const start = performance.now()
   const choices = new Choices(job.writers.map((_, index) => job.stream(index)))
-  await choices.started()
-  context.metrics.firstToken(job.served.name, (performance.now() - start) / 1000)
-
+  // Prepared while the prompt is computed.
   const withUsage = job.body.stream_options?.include_usage ?? false
   const part = (choice: object) => event({ ...common, choices: [choice], ...(withUsage && { usage: null }) })
   const completions: Completion[] = []
@@ -92,7 +90,7 @@ async function stream(
   }
   let text = job.writers.flatMap((writer) => writer.head().map(part)).join('')
   let ended = false
-  return eventStream(c, context, exchange, async () => {
+  const respond = eventStream(c, context, exchange, async () => {
     while (!ended) {
       const events = await choices.next()
       for (const happened of events) text += say(happened)
@@ -111,6 +109,10 @@ async function stream(
     }
     return undefined
   })
+  await choices.started()
+  const seconds = (performance.now() - start) / 1000
+  void exchange.ended.then(() => context.metrics.firstToken(job.served.name, seconds))
+  return respond()
 }
 
 /** The usage of a request, in OpenAI's form; it goes into the metrics, too. */

@@ -92,10 +92,12 @@ function checkDepth(bytes: Uint8Array): void {
   }
 }
 
+const decoder = new TextDecoder('utf-8', { fatal: true })
+
 function parse(bytes: Uint8Array): unknown {
   let text
   try {
-    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+    text = decoder.decode(bytes)
   } catch (cause) {
     throw new ApiError(400, 'invalid_utf8', 'the body is not valid UTF-8', { cause })
   }

@@ -98,9 +98,8 @@ export class Playground {
       }
       const options = { ...generateOptions(body, 0, exchange.queued), logprobs: alternatives }
       const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })])
-      await choices.started() // an error before the first token is an answer of its own
       let first = true
-      return eventStream(c, this.#context, exchange, async () => {
+      const respond = eventStream(c, this.#context, exchange, async () => {
         const happened = await choices.next()
         if (happened.length === 0) return undefined
         const head = first ? event(start) : ''
@@ -118,6 +117,8 @@ export class Playground {
         })
         return head + lines.join('')
       })
+      await choices.started() // an error before the first token is an answer of its own
+      return respond()
     })
   }
 

@@ -28,7 +28,7 @@ interface Sink {
 export type Send = (sink: Sink) => Promise<void>
 
 /**
- * Answers with server-sent events: `next` gives the next ones as text, or nothing at the end. They are only asked for
+ * Prepares an answer of server-sent events; what is returned gives it: `next` gives the next ones as text, or nothing at the end. They are only asked for
  * as fast as the client reads; one that reads nothing for `limits.stallSeconds` is disconnected. An error that comes
  * after the first event is an event of its own. When the exchange is aborted, what there is to say is said whether the
  * client reads or not. The exchange ends with the stream.
@@ -38,7 +38,7 @@ export function eventStream(
   { limits, metrics }: ServerContext,
   exchange: Exchange,
   next: () => Promise<string | undefined>,
-): Response {
+): () => Response {
   const signal = exchange.queued.signal!
   const send: Send = async (sink) => {
     const stalled = () => {
@@ -69,11 +69,12 @@ export function eventStream(
     exchange.end()
   }
   const { outgoing, direct } = bindings(c)
-  if (direct) {
+  if (!direct) return () => c.body(toStream(exchange, send, outgoing), 200, headers)
+  const response = c.body(null, 200, headers)
+  return () => {
     direct.send = send
-    return c.body(null, 200, headers)
+    return response
   }
-  return c.body(toStream(exchange, send, outgoing), 200, headers)
 }
 
 /** Writes straight to Node's response, which costs much less than a web stream. */
