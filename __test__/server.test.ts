@@ -414,7 +414,7 @@ test('tokens that come faster than parts of a stream are written come together; 
     return completion
   }
   const watch = (changed: () => void) => (told = changed)
-  const choices = new Choices([{ watch, take: () => waiting.splice(0), result: come() }])
+  const choices = new Choices([{ watch, take: () => waiting.splice(0), result: come() }], () => 40)
   const parts: ChoiceEvent[][] = []
   for (let part = await choices.next(); part.length > 0; part = await choices.next()) parts.push(part)
   t.deepEqual(

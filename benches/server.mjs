@@ -13,7 +13,6 @@ const root = fileURLToPath(new URL('..', import.meta.url))
 process.chdir(root)
 const STREAMS = 32
 const TOKENS = 48
-const ROUNDS = 9
 const FIRSTS = 15
 // The 130m shape with the default model's tokenizer, so with its vocabulary: a token costs less, serving the same.
 const shape = { d_model: 768, n_layer: 24, vocab_size: 8192 }
@@ -110,7 +109,7 @@ const next = (child) =>
     })
   })
 
-async function measure(name, source) {
+async function measure(name, source, rounds) {
   const model = await Mamba.load(source)
   const server = spawn(
     process.execPath,
@@ -146,13 +145,13 @@ async function measure(name, source) {
   await served()
   const before = mainThreadMicroseconds(server.pid)
   const rates = { library: [], server: [] }
-  for (let i = 0; i < ROUNDS; i++) {
+  for (let i = 0; i < rounds; i++) {
     // Taking turns at who begins.
     for (const who of i % 2 ? ['server', 'library'] : ['library', 'server']) {
       rates[who].push(Math.round(await { library, server: served }[who]()))
     }
   }
-  const perToken = (mainThreadMicroseconds(server.pid) - before) / (ROUNDS * STREAMS * TOKENS)
+  const perToken = (mainThreadMicroseconds(server.pid) - before) / (rounds * STREAMS * TOKENS)
   const first = []
   for (const words of [8, 400]) {
     const text = 'The ship '.repeat(words / 2)
@@ -193,12 +192,12 @@ async function measure(name, source) {
 
 if (process.argv[2] === 'clients') clients(Number(process.argv[3]))
 else if (process.argv[2] === '--quick') {
-  await measure('mamba-novels-7m', './models/mamba-novels-7m')
+  await measure('mamba-novels-7m', './models/mamba-novels-7m', 15)
   process.exit()
 } else {
   const rows = [
-    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`),
-    await measure('mamba-novels-7m', './models/mamba-novels-7m'),
+    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`, 5),
+    await measure('mamba-novels-7m', './models/mamba-novels-7m', 15),
   ]
   const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
   const record = {

@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto'
 import type { Context } from 'hono'
 import type { Completion, GeneratedToken, Generation } from '../generate.js'
 import type { Env, Exchange, ServedModel, ServerContext } from './context.js'
-import { Choices, type ChoiceEvent } from './generation.js'
+import { Choices, pace, type ChoiceEvent } from './generation.js'
 import type { SamplingRequest } from './schemas.js'
 import { event, eventStream } from './sse.js'
 
@@ -74,7 +74,10 @@ async function stream(
   common: object,
 ): Promise<Response> {
   const start = performance.now()
-  const choices = new Choices(job.writers.map((_, index) => job.stream(index)))
+  const choices = new Choices(
+    job.writers.map((_, index) => job.stream(index)),
+    () => pace(context.active),
+  )
   // Prepared while the prompt is computed.
   const withUsage = job.body.stream_options?.include_usage ?? false
   const part = (choice: object) => event({ ...common, choices: [choice], ...(withUsage && { usage: null }) })

@@ -97,8 +97,11 @@ export type ChoiceEvent =
 /** What is followed of a generation. */
 export type Followed = Pick<Generation, 'watch' | 'take' | 'result'>
 
-/** Least milliseconds between two parts of a stream: a write costs more than a token of a small model does. */
-const PACE = 40
+/**
+ * Milliseconds between the parts of a stream, when there are so many streams: a write costs more than a token of a small
+ * model does, and all of them together must leave the processor to the model.
+ */
+export const pace = (streams: number): number => Math.min(Math.max(40, 2 * streams), 100)
 
 /**
  * Several generations as one stream of what happens. Nothing waits for the reader: what has not been read is kept,
@@ -106,6 +109,7 @@ const PACE = 40
  */
 export class Choices {
   readonly #generations: readonly Followed[]
+  readonly #pace: () => number
   #events: ChoiceEvent[] = []
   #running: number
   #error: unknown
@@ -115,8 +119,10 @@ export class Choices {
   #hurry = () => {}
   #given = -Infinity
 
-  constructor(generations: readonly Followed[]) {
+  /** `pace` says how many milliseconds pass between two parts; the first one comes at once. */
+  constructor(generations: readonly Followed[], pace: () => number) {
     this.#generations = generations
+    this.#pace = pace
     this.#running = generations.length
     generations.forEach((generation, index) => {
       generation.watch(() => this.#wake())
@@ -157,7 +163,9 @@ export class Choices {
 
   /** All that has happened since the last call, waiting for something to happen; empty at the end. */
   async next(): Promise<ChoiceEvent[]> {
-    const rest = this.#given + PACE - performance.now()
+    // All streams write at the same times, so that the model is interrupted once for all of them.
+    const pace = this.#pace()
+    const rest = (Math.floor(this.#given / pace) + 1) * pace - performance.now()
     if (rest > 0 && this.#running > 0 && !this.#failed) {
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, rest)

@@ -8,7 +8,14 @@ import type { Session } from '../session.js'
 import { toPath } from '../source.js'
 import { readBody } from './body.js'
 import type { Env, Exchange, ServedModel, ServerContext } from './context.js'
-import { Choices, checkMaxTokens, checkPromptTokens, generateOptions, type TokenNames } from './generation.js'
+import {
+  Choices,
+  checkMaxTokens,
+  pace,
+  checkPromptTokens,
+  generateOptions,
+  type TokenNames,
+} from './generation.js'
 import { sampling } from './schemas.js'
 import { event, eventStream } from './sse.js'
 
@@ -97,7 +104,9 @@ export class Playground {
         bytes: session.byteLength,
       }
       const options = { ...generateOptions(body, 0, exchange.queued), logprobs: alternatives }
-      const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })])
+      const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })], () =>
+        pace(this.#context.active),
+      )
       let first = true
       const respond = eventStream(c, this.#context, exchange, async () => {
         const happened = await choices.next()
