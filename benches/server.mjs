@@ -55,11 +55,15 @@ class Client {
     this.#socket.setNoDelay(true)
   }
 
-  /** Asks and reads everything; milliseconds to the first byte of the answer's body, and the answer as it came. */
-  ask(body) {
+  /** A request as it is sent. */
+  request(body) {
     const text = JSON.stringify(body)
     const head = `POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:${this.#port}\r\nContent-Type: application/json\r\n`
-    const request = `${head}Content-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`
+    return Buffer.from(`${head}Content-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`)
+  }
+
+  /** Asks and reads everything; milliseconds to the first byte of the answer's body, and the answer as it came. */
+  ask(request) {
     return new Promise((resolve, reject) => {
       const chunks = []
       let first = 0
@@ -70,7 +74,7 @@ class Client {
         chunks.push(chunk)
         if (first === 0 || !chunk.subarray(-5).equals(END)) return
         this.#socket.off('data', read).off('close', reject)
-        resolve({ first, answer: Buffer.concat(chunks).toString() })
+        resolve({ first, chunks })
       }
       this.#socket.on('data', read).once('close', reject)
       this.#socket.write(request)
@@ -85,13 +89,16 @@ const END = Buffer.from('0\r\n\r\n')
 function clients(port) {
   const all = Array.from({ length: STREAMS }, () => new Client(port))
   process.on('message', async ({ streams, tokens, text }) => {
+    const asking = all.slice(0, streams)
+    const requests = asking.map((client, i) => client.request(body(i, tokens, text)))
     const start = performance.now()
-    const asked = all.slice(0, streams).map((client, i) => client.ask(body(i, tokens, text)))
-    const answers = await Promise.all(asked)
+    const answers = await Promise.all(asking.map((client, i) => client.ask(requests[i])))
     const seconds = (performance.now() - start) / 1000
-    const whole = `"completion_tokens":${tokens},`
-    const wrong = answers.find(({ answer }) => !answer.startsWith('HTTP/1.1 200') || !answer.includes(whole))
-    if (wrong) throw new Error(wrong.answer)
+    for (const { chunks } of answers) {
+      const answer = Buffer.concat(chunks).toString()
+      const whole = answer.startsWith('HTTP/1.1 200') && answer.includes(`"completion_tokens":${tokens},`)
+      if (!whole) throw new Error(answer)
+    }
     process.send({ seconds, first: answers[0].first / 1000 })
   })
   process.send('ready')

@@ -67,8 +67,8 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   })
   app.use(async (c, next) => {
     const start = performance.now()
-    c.header('X-Request-Id', randomUUID())
     await next()
+    c.res.headers.set('X-Request-Id', randomUUID()) // c.header would copy the response
     const done = () => metrics.request(routePath(c, -1), c.res.status, (performance.now() - start) / 1000)
     const exchange = c.get('exchange')
     if (exchange) void exchange.ended.then(done)

@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::text::{StopMatcher, Tokenizer};
 
 /// Bytes of text that the caller's thread tokenizes.
-const SHORT: usize = 256;
+const SHORT: usize = 64;
 
 /// A checked task and whom to answer.
 pub(crate) struct Job {
