@@ -117,6 +117,12 @@ test('what cannot be served', (t) => {
     [['-m', 'a b=./nowhere'], 2, /^OPTION_INVALID: option `models` is 'a b'/], // before it is loaded
     [['--api-key-file', './nowhere'], 1, /^FILE_NOT_FOUND: .*nowhere/],
     [['--chat-template', './nowhere'], 1, /^FILE_NOT_FOUND: .*nowhere/],
+    [
+      ['-m', './nowhere', '--request-seconds', '0'],
+      2,
+      /^OPTION_INVALID: option `limits\.requestSeconds` is 0/,
+    ],
+    [['-m', './nowhere', '--drain-seconds', '-1'], 2, /^OPTION_INVALID: option `drainSeconds` is -1/],
     [['--port', '70000'], 2, /^OPTION_INVALID: option `port` is 70000/],
     [['--host', '203.0.113.1'], 1, /^IO_ERROR: cannot listen on 203\.0\.113\.1 port/],
   ] as const) {

@@ -128,14 +128,17 @@ test('on disk: damage is found, and a place that is not there', async (t) => {
   t.is((await lost.post('/v1/completions', { ...common, prompt: 'Once' })).status, 200)
 })
 
-test('half a file that a crash left is removed at the next start', async (t) => {
+test('half a file that a crash left is removed at the next start, and nothing that is not the store’s', async (t) => {
   const folder = temporaryFolder(t)
   const half = join(folder, `${'0'.repeat(64)}.session.new`)
   writeFileSync(half, 'half')
-  const { post } = await testApp(t, model(), { sessions: new DiskSessions(folder) })
+  const foreign = ['mine.session', 'mine.session.new']
+  for (const name of foreign) writeFileSync(join(folder, name), 'x'.repeat(1e6))
+  const { post } = await testApp(t, model(), { sessions: new DiskSessions(folder, { maxBytes: 999_999 }) })
   await complete(post, { prompt: 'Once', session: 'a' })
   t.false(existsSync(half))
-  t.is(readdirSync(folder).length, 1)
+  t.is(readdirSync(folder).filter((name) => !foreign.includes(name)).length, 1)
+  for (const name of foreign) t.true(existsSync(join(folder, name)), name)
 })
 
 test('a client that leaves while its session is saved: it is busy until it is', async (t) => {

@@ -1,6 +1,6 @@
 // node --import=tsx benches/server.mjs: what serving costs over the library alone, with 32 streams at a time, and how long
-// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes two
-// minutes. The clients are a process of their own, on the same processors.
+// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes 75
+// seconds, with --quick 15 (the small model only, nothing is written). See benches/README.md.
 import { execFileSync, spawn } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'

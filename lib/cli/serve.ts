@@ -14,7 +14,7 @@ import {
   type Limits,
   type SessionStore,
 } from '../server/index.js'
-import { checkModelName, loopbackHosts } from '../server/options.js'
+import { checkModelName, loopbackHosts, readDrainSeconds, readLimits } from '../server/options.js'
 import { addExamples, addLoadOptions, integer, number, several } from './arguments.js'
 import { fileError } from './input.js'
 import { interrupted } from './interrupt.js'
@@ -104,7 +104,11 @@ export function serveCommand(): Command {
 
 async function run(options: ServeCommandOptions): Promise<void> {
   const apiKeys = await readKeys(options.apiKeyFile)
+  // What can be checked is, before models are loaded.
   const sources = readModels(options.model)
+  const limits = limitsOf(options)
+  readLimits(limits)
+  readDrainSeconds(options.drainSeconds)
   const template =
     options.chatTemplate === undefined ? undefined : await ChatTemplate.from(await read(options.chatTemplate))
   const sessions = openSessions(options.sessions)
@@ -116,7 +120,7 @@ async function run(options: ServeCommandOptions): Promise<void> {
       host: options.host,
       port: options.port,
       drainSeconds: options.drainSeconds,
-      limits: limitsOf(options),
+      limits,
       sessions,
       ...(apiKeys && { apiKeys }),
       ...(options.allowHost && { hosts: [...loopbackHosts, ...options.allowHost] }),

@@ -83,6 +83,8 @@ export class MemorySessions implements SessionStore {
 
 const ending = '.session'
 const unfinished = `${ending}.new`
+/** What the store has written; whatever else is in the folder is somebody's. */
+const own = /^[0-9a-f]{64}\.session(\.new)?$/
 
 /**
  * Sessions as files of a folder of their own: those used last, up to `maxBytes` (default: 4 GiB). They outlive the
@@ -106,7 +108,7 @@ export class DiskSessions implements SessionStore {
   #open(): Promise<void> {
     return (this.#ready ??= attempt(this.#folder, async () => {
       await mkdir(this.#folder, { recursive: true, mode: 0o700 })
-      const all = await readdir(this.#folder)
+      const all = (await readdir(this.#folder)).filter((name) => own.test(name))
       // What a crash left half-written.
       for (const name of all.filter((name) => name.endsWith(unfinished)))
         await rm(join(this.#folder, name), { force: true })
