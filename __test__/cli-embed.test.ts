@@ -112,6 +112,10 @@ test('files: missing, a folder, an output that exists', (t) => {
     t.regex(stderr, message)
   }
   t.is(readFileSync(input, 'utf8'), '"a"\n')
+  // Nothing was written, so the same output may be named again.
+  const output = join(folder, 'out.jsonl')
+  t.is(run(['embed', input, '-o', output, '-m', './nowhere']).status, 1)
+  t.false(existsSync(output))
 })
 
 test('--resume refuses another input, model or option than the output was begun with', (t) => {

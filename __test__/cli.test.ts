@@ -360,9 +360,8 @@ function timeout(milliseconds: number, what: string): Promise<never> {
 testPosix('Ctrl-C while it waits for standard input', async (t) => {
   for (const command of ['score', 'run', 'embed', 'chat']) {
     const program = start([command])
-    program.child.stdin.write('"half')
-    // Until it waits; there is nothing to see of that.
-    await new Promise((resolve) => setTimeout(resolve, 1500))
+    // More than a pipe holds: when it is written, the program reads.
+    await new Promise((resolve) => program.child.stdin.write(`"half${' '.repeat(4 << 20)}`, resolve))
     program.child.kill('SIGINT')
     const ended = program.ended.then(({ status, stdout, stderr }) => [status, stdout, stderr])
     t.deepEqual(await Promise.race([ended, timeout(20_000, command)]), [130, '', ''], command)

@@ -2,6 +2,8 @@
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import { diagnose, version } from 'node-mamba'
+import { interrupt } from '../lib/cli/interrupt.js'
+import { createProgram } from '../lib/cli/program.js'
 import { run } from './helpers/cli.js'
 import { writeDriver } from './helpers/fake-cuda.js'
 import { temporaryFolder } from './helpers/folder.js'
@@ -44,4 +46,9 @@ test('when the CPU does not work either, doctor fails and says why', (t) => {
   })
   t.deepEqual([status, stdout], [1, ''])
   t.regex(stderr, /^BINDING_NOT_FOUND: .*NODE_MAMBA_BINARY is set/)
+})
+
+test('Ctrl-C ends what doctor tries', async (t) => {
+  interrupt('SIGINT')
+  await t.throwsAsync(createProgram().parseAsync(['doctor'], { from: 'user' }), { code: 'ABORTED' })
 })

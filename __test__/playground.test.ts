@@ -259,6 +259,24 @@ testPage('write: stop, by button and by key; a prompt that is refused says why',
     .waitFor()
 })
 
+testPage('a wrong key is refused in words, the right one opens the page', async (t, page) => {
+  const guarded = await serve({ models: model(), playground: folder, port: 0, apiKeys: ['right'] })
+  t.teardown(() => guarded.close())
+  await page.goto(guarded.url)
+  const field = page.getByLabel('This server asks for an API key')
+  const use = page.getByRole('button', { name: 'Use it' })
+  await field.waitFor()
+  t.is(await page.getByRole('alert').count(), 0)
+  await field.fill('wrong')
+  await use.click()
+  await page.getByRole('alert').getByText('The server does not take this key.').waitFor()
+  t.is(await field.getAttribute('aria-invalid'), 'true')
+  await field.fill('right')
+  await use.click()
+  await page.getByRole('tab', { name: 'Write' }).waitFor()
+  t.is(await field.count(), 0)
+})
+
 testPage('keyboard alone: tabs, tokens and alternatives', async (t, page) => {
   await slide(page, 'Length', 20)
   await page.getByRole('button', { name: 'Generate' }).press('Enter')

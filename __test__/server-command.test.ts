@@ -97,12 +97,12 @@ test('models with names, a template, keys, limits and sessions on disk', async (
 })
 
 test('keys from the environment; an empty list lets nobody in', async (t) => {
-  const program = start(['serve', '--port', '0', '--json'], { env: { NODE_MAMBA_API_KEYS: 'one,two' } })
+  const program = start(['serve', '--port', '0', '--json'], { env: { NODE_MAMBA_API_KEYS: 'one,#two' } })
   t.teardown(() => program.child.kill('SIGKILL'))
   const [said] = (await once(program.child.stdout!, 'data')) as [Buffer]
   const { url } = JSON.parse(said.toString()) as { url: string }
   t.is((await fetch(`${url}/v1/models`)).status, 401)
-  t.is((await fetch(`${url}/v1/models`, { headers: { authorization: 'Bearer two' } })).status, 200)
+  t.is((await fetch(`${url}/v1/models`, { headers: { authorization: 'Bearer #two' } })).status, 200)
   const empty = join(temporaryFolder(t), 'keys.txt')
   writeFileSync(empty, '# none\n')
   const refused = run(['serve', '--port', '0', '--api-key-file', empty])
@@ -113,10 +113,16 @@ test('keys from the environment; an empty list lets nobody in', async (t) => {
 test('what cannot be served', (t) => {
   for (const [args, status, message] of [
     [['-m', 'a=default', '-m', 'a=default'], 2, /^OPTION_INVALID: two models are called 'a'/],
-    [['-m', '../x=default'], 1, /^(FILE_NOT_FOUND|INVALID_ARGUMENT): /],
-    [['-m', 'a b=default'], 2, /^OPTION_INVALID: option `models` is 'a b'/],
+    [['-m', '../x=default'], 2, /^OPTION_INVALID: option `models` is 'x=default'/],
+    [['-m', 'a b=./nowhere'], 2, /^OPTION_INVALID: option `models` is 'a b'/], // before it is loaded
     [['--api-key-file', './nowhere'], 1, /^FILE_NOT_FOUND: .*nowhere/],
     [['--chat-template', './nowhere'], 1, /^FILE_NOT_FOUND: .*nowhere/],
+    [
+      ['-m', './nowhere', '--request-seconds', '0'],
+      2,
+      /^OPTION_INVALID: option `limits\.requestSeconds` is 0/,
+    ],
+    [['-m', './nowhere', '--drain-seconds', '-1'], 2, /^OPTION_INVALID: option `drainSeconds` is -1/],
     [['--port', '70000'], 2, /^OPTION_INVALID: option `port` is 70000/],
     [['--host', '203.0.113.1'], 1, /^IO_ERROR: cannot listen on 203\.0\.113\.1 port/],
   ] as const) {

@@ -389,7 +389,7 @@ test('other hosts and other origins are let in only where it was asked for', asy
         .on('error', reject)
         .end()
     })
-  for (const host of [`localhost:${port}`, `127.0.0.1:${port}`, `[::1]:${port}`])
+  for (const host of [`localhost:${port}`, `LocalHost:${port}`, `127.0.0.1:${port}`, `[::1]:${port}`])
     t.is((await ask({ host })).status, 200)
   for (const host of ['evil.example', `evil.example:${port}`, 'localhost.evil.example'])
     t.is((await ask({ host })).status, 403)

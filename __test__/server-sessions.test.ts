@@ -128,6 +128,51 @@ test('on disk: damage is found, and a place that is not there', async (t) => {
   t.is((await lost.post('/v1/completions', { ...common, prompt: 'Once' })).status, 200)
 })
 
+test('half a file that a crash left is removed at the next start, and nothing that is not the store’s', async (t) => {
+  const folder = temporaryFolder(t)
+  const half = join(folder, `${'0'.repeat(64)}.session.new`)
+  writeFileSync(half, 'half')
+  const foreign = ['mine.session', 'mine.session.new']
+  for (const name of foreign) writeFileSync(join(folder, name), 'x'.repeat(1e6))
+  const { post } = await testApp(t, model(), { sessions: new DiskSessions(folder, { maxBytes: 999_999 }) })
+  await complete(post, { prompt: 'Once', session: 'a' })
+  t.false(existsSync(half))
+  t.is(readdirSync(folder).filter((name) => !foreign.includes(name)).length, 1)
+  for (const name of foreign) t.true(existsSync(join(folder, name)), name)
+})
+
+test('a client that leaves while its session is saved: it is busy until it is', async (t) => {
+  const store = new MemorySessions()
+  let saved = () => {}
+  const saving = new Promise<void>((began) => {
+    const { set } = store
+    store.set = async (key, value) => {
+      began()
+      await new Promise<void>((resolve) => (saved = resolve))
+      store.set = set
+      await store.set(key, value)
+    }
+  })
+  const { app, post } = await testApp(t, model(), { sessions: store })
+  const streaming = await app.request('/v1/completions', {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ ...common, prompt: 'Once', session: 'a', stream: true }),
+  })
+  const reader = streaming.body!.getReader()
+  void (async () => {
+    while (!(await reader.read().catch(() => ({ done: true }))).done);
+  })()
+  await saving
+  await reader.cancel()
+  t.deepEqual(await complete(post, { prompt: ' x', session: 'a' }), { status: 409, code: 'session_busy' })
+  saved()
+  let later
+  do later = await complete(post, { prompt: ' x', session: 'a' })
+  while ('code' in later && later.code === 'session_busy')
+  t.true(later.cached! > 0)
+})
+
 test('of another model, or of the same name with other weights', async (t) => {
   const store = new MemorySessions()
   const models = { novels: model(), second: model() }
@@ -140,8 +185,10 @@ test('of another model, or of the same name with other weights', async (t) => {
 })
 
 test('one request at a time; one that fails or leaves changes nothing', async (t) => {
-  const { post, app } = await testApp(t, model(), { limits: { requestSeconds: 1 } })
-  const first = await complete(post, { prompt: 'Once upon a time', session: 'a' })
+  const sessions = new MemorySessions()
+  const { post: patiently } = await testApp(t, model(), { sessions })
+  const { post, app } = await testApp(t, model(), { sessions, limits: { requestSeconds: 1 } })
+  const first = await complete(patiently, { prompt: 'Once upon a time', session: 'a' })
   const slow = {
     ...common,
     prompt: ' and',
@@ -168,7 +215,7 @@ test('one request at a time; one that fails or leaves changes nothing', async (t
     status: 400,
     code: 'token_out_of_range',
   })
-  const second = await complete(post, { prompt: ' and', session: 'a' })
+  const second = await complete(patiently, { prompt: ' and', session: 'a' })
   t.is(second.cached, first.prompt! + 8)
 })
 

@@ -170,6 +170,25 @@ test.serial('a client that is still sending too large a body gets the answer', a
   t.is((await post(url, short)).status, 200)
 })
 
+test.serial('one that does not say how large its body is gets the answer, too', async (t) => {
+  const { url } = await testServer(t, model, { limits: { bodyBytes: 100_000 } })
+  const client = `
+    const block = 'x'.repeat(65536)
+    for (let i = 0; i < 12; i++) {
+      let left = 32
+      const pull = (controller) => (left-- > 0 ? controller.enqueue(block) : controller.close())
+      const body = new ReadableStream({ pull }).pipeThrough(new TextEncoderStream())
+      const headers = { 'content-type': 'application/json' }
+      const answer = await fetch('${url}/v1/completions', { method: 'POST', headers, body, duplex: 'half' })
+      console.log(answer.status, (await answer.json()).error.code)
+    }`
+  const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', client], {
+    env: { ...process.env, NODE_OPTIONS: '' },
+  })
+  t.deepEqual(stdout.trim().split('\n'), Array(12).fill('413 body_too_large'))
+  t.is((await post(url, short)).status, 200)
+})
+
 test.serial('shutting down lets what is under way end, and takes nothing new', async (t) => {
   const server = await testServer(t, model, { drainSeconds: 60 })
   const { url, port } = server
@@ -224,3 +243,44 @@ test.serial('a server that drains is not ready', async (t) => {
   await streaming.text()
   await closed
 })
+
+/** More than the buffers between a server and its client take, soon. */
+const much = { ...long, logprobs: 20, n: 4 }
+
+test.serial('shutting down does not wait for a client that does not read', async (t) => {
+  const server = await testServer(t, model, { drainSeconds: 0.2, limits: { stallSeconds: 100_000 } })
+  const socket = await open(server.port)
+  socket.pause()
+  socket.write(raw('/v1/completions', much))
+  await until(async () => (await active(server.url)) === 1)
+  await until(() => model.stats().running === 0) // all is computed, and waits
+  await server.close()
+  t.is(model.stats().running, 0)
+  socket.destroy()
+})
+
+test.serial(
+  'mounted where nothing is known of the connection: a stream that nobody reads ends',
+  async (t) => {
+    const { createApp } = await import('node-mamba/server')
+    const unread = async (limits: { stallSeconds: number }) => {
+      const { app, close } = await createApp({ models: { novels: model }, limits })
+      const body = JSON.stringify(much)
+      const headers = { 'content-type': 'application/json' }
+      const response = await app.request('/v1/completions', { method: 'POST', headers, body })
+      t.is(response.status, 200)
+      return { app, close, response }
+    }
+    const stalled = await unread({ stallSeconds: 0.1 })
+    await until(async () => {
+      const metrics = await (await stalled.app.request('/metrics')).text()
+      return (
+        metrics.includes('node_mamba_active_requests 0') && metrics.includes('node_mamba_stalled_total 1')
+      )
+    })
+    await stalled.close()
+    const closed = await unread({ stallSeconds: 100_000 })
+    await closed.close(0.1)
+    t.is(events(await closed.response.text()).at(-1).error.code, 'shutting_down')
+  },
+)

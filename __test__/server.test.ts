@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { mkdirSync, writeFileSync } from 'node:fs'
 import test from 'ava'
 import { Hono } from 'hono'
-import { ChatTemplate, Mamba, type Completion, type Generation } from 'node-mamba'
+import { ChatTemplate, Mamba, type Completion, type GeneratedToken } from 'node-mamba'
 import { createApp } from 'node-mamba/server'
 import { Choices, type ChoiceEvent } from '../lib/server/generation.js'
 import { temporaryFolder } from './helpers/folder.js'
@@ -403,21 +403,29 @@ test('a folder is served at /, and nothing outside of it', async (t) => {
 
 test('tokens that come faster than parts of a stream are written come together; the end does not wait', async (t) => {
   const completion = { finishReason: 'length' } as Completion
-  async function* tokens() {
+  const waiting: GeneratedToken[] = []
+  let told = () => {}
+  const come = async () => {
     for (let token = 0; token < 100; token++) {
-      yield { token, text: 'x', logprob: 0 }
+      waiting.push({ token, text: 'x', logprob: 0 })
+      told()
       await new Promise((resolve) => setImmediate(resolve))
     }
+    return completion
   }
-  const generation = Object.assign(tokens(), { result: Promise.resolve(completion) })
-  const choices = new Choices([generation as unknown as Generation])
+  const watch = (changed: () => void) => (told = changed)
+  const choices = new Choices([{ watch, take: () => waiting.splice(0), result: come() }], () => 40)
   const parts: ChoiceEvent[][] = []
   for (let part = await choices.next(); part.length > 0; part = await choices.next()) parts.push(part)
   t.deepEqual(
-    parts.flat().map((event) => ('token' in event ? event.token.token : event.completion)),
+    parts
+      .flat()
+      .flatMap((event): (number | Completion)[] =>
+        'tokens' in event ? event.tokens.map(({ token }) => token) : [event.completion],
+      ),
     [...Array(100).keys(), completion],
   )
-  t.is(parts[0]!.length, 1)
+  t.deepEqual(parts[0], [{ index: 0, tokens: [{ token: 0, text: 'x', logprob: 0 }] }])
   t.true(parts.length < 50, `${parts.length} parts`)
 })
 

@@ -1,9 +1,9 @@
 // node --import=tsx benches/server.mjs: what serving costs over the library alone, with 32 streams at a time, and how long
-// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes two
-// minutes. The clients are a process of their own, on the same processors.
+// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes 75
+// seconds, with --quick 15 (the small model only, nothing is written). See benches/README.md.
 import { execFileSync, spawn } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { request } from 'node:http'
+import { connect } from 'node:net'
 import { cpus, loadavg } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Mamba } from '../dist/index.js'
@@ -13,7 +13,7 @@ const root = fileURLToPath(new URL('..', import.meta.url))
 process.chdir(root)
 const STREAMS = 32
 const TOKENS = 48
-const ROUNDS = 9
+const FIRSTS = 15
 // The 130m shape with the default model's tokenizer, so with its vocabulary: a token costs less, serving the same.
 const shape = { d_model: 768, n_layer: 24, vocab_size: 8192 }
 const prompt = 'It was a dark and stormy night, and the ship '.repeat(3)
@@ -24,6 +24,7 @@ const body = (i, maxTokens, text = prompt) => ({
   max_tokens: maxTokens,
   seed: i,
   stream: true,
+  stream_options: { include_usage: true },
   logit_bias: { 0: -100 },
 })
 
@@ -43,35 +44,67 @@ function mainThreadMicroseconds(pid) {
   return (Number(fields[11]) + Number(fields[12])) * 10_000 // utime and stime, in hundredths of a second
 }
 
-/** The role of the clients' process: asks, reads everything, and says how long it took. */
-async function clients(port) {
-  const ask = (body) =>
-    new Promise((resolve, reject) => {
+/** A client: one connection that stays open, one request at a time, and no more work than to read the answer. */
+class Client {
+  #socket
+  #port
+
+  constructor(port) {
+    this.#port = port
+    this.#socket = connect(port, '127.0.0.1')
+    this.#socket.setNoDelay(true)
+  }
+
+  /** A request as it is sent. */
+  request(body) {
+    const text = JSON.stringify(body)
+    const head = `POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:${this.#port}\r\nContent-Type: application/json\r\n`
+    return Buffer.from(`${head}Content-Length: ${Buffer.byteLength(text)}\r\n\r\n${text}`)
+  }
+
+  /** Asks and reads everything; milliseconds to the first byte of the answer's body, and the answer as it came. */
+  ask(request) {
+    return new Promise((resolve, reject) => {
+      const chunks = []
+      let first = 0
       const start = performance.now()
-      let [first, events] = [0, 0]
-      const text = JSON.stringify(body)
-      const headers = { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }
-      request({ port, host: '127.0.0.1', path: '/v1/completions', method: 'POST', headers }, (answer) => {
-        answer.on('data', (chunk) => {
-          first ||= performance.now() - start
-          for (let at = chunk.indexOf('data: '); at !== -1; at = chunk.indexOf('data: ', at + 6)) events++
-        })
-        answer.on('end', () => resolve({ status: answer.statusCode, first, events }))
-        answer.on('error', reject)
-      })
-        .on('error', reject)
-        .end(text)
+      const read = (chunk) => {
+        // Headers that came alone would not count.
+        if (first === 0 && chunk.includes('data: ')) first = performance.now() - start
+        chunks.push(chunk)
+        if (first === 0 || !chunk.subarray(-5).equals(END)) return
+        this.#socket.off('data', read).off('close', reject)
+        resolve({ first, chunks })
+      }
+      this.#socket.on('data', read).once('close', reject)
+      this.#socket.write(request)
     })
+  }
+}
+
+/** What a chunked answer ends with. */
+const END = Buffer.from('0\r\n\r\n')
+
+/** The role of the clients' process: asks, reads everything, and says how long it took. */
+function clients(port) {
+  const all = Array.from({ length: STREAMS }, () => new Client(port))
   process.on('message', async ({ streams, tokens, text }) => {
+    const asking = all.slice(0, streams)
+    const requests = asking.map((client, i) => client.request(body(i, tokens, text)))
     const start = performance.now()
-    const answers = await Promise.all(Array.from({ length: streams }, (_, i) => ask(body(i, tokens, text))))
+    const answers = await Promise.all(asking.map((client, i) => client.ask(requests[i])))
     const seconds = (performance.now() - start) / 1000
-    if (answers.some(({ status, events }) => status !== 200 || events < 3))
-      throw new Error(JSON.stringify(answers))
+    for (const { chunks } of answers) {
+      const answer = Buffer.concat(chunks).toString()
+      const whole = answer.startsWith('HTTP/1.1 200') && answer.includes(`"completion_tokens":${tokens},`)
+      if (!whole) throw new Error(answer)
+    }
     process.send({ seconds, first: answers[0].first / 1000 })
   })
   process.send('ready')
 }
+
+const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
 
 const next = (child) =>
   new Promise((resolve, reject) => {
@@ -83,7 +116,7 @@ const next = (child) =>
     })
   })
 
-async function measure(name, source) {
+async function measure(name, source, rounds) {
   const model = await Mamba.load(source)
   const server = spawn(
     process.execPath,
@@ -119,23 +152,25 @@ async function measure(name, source) {
   await served()
   const before = mainThreadMicroseconds(server.pid)
   const rates = { library: [], server: [] }
-  for (let i = 0; i < ROUNDS; i++) {
-    rates.library.push(Math.round(await library()))
-    rates.server.push(Math.round(await served()))
+  for (let i = 0; i < rounds; i++) {
+    // Taking turns at who begins.
+    for (const who of i % 2 ? ['server', 'library'] : ['library', 'server']) {
+      rates[who].push(Math.round(await { library, server: served }[who]()))
+    }
   }
-  const perToken = (mainThreadMicroseconds(server.pid) - before) / (ROUNDS * STREAMS * TOKENS)
+  const perToken = (mainThreadMicroseconds(server.pid) - before) / (rounds * STREAMS * TOKENS)
   const first = []
   for (const words of [8, 400]) {
     const text = 'The ship '.repeat(words / 2)
     const [prefill, byte] = [[], []]
     let promptTokens
-    for (let i = 0; i < 7; i++) {
+    for (let i = 0; i < FIRSTS; i++) {
       const { usage } = await model.complete(text, options(i, 1))
       promptTokens = usage.promptTokens
       prefill.push(usage.prefillSeconds)
       byte.push((await ask({ streams: 1, tokens: 3, text })).first)
     }
-    const ms = (values) => Number((values.toSorted((a, b) => a - b)[3] * 1000).toFixed(2))
+    const ms = (values) => Number((median(values) * 1000).toFixed(2))
     first.push({
       promptTokens,
       prefillMs: ms(prefill),
@@ -146,7 +181,6 @@ async function measure(name, source) {
   server.kill('SIGTERM')
   load.kill()
   await model.dispose()
-  const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
   const row = {
     model: name,
     parameters: model.parameters,
@@ -163,11 +197,14 @@ async function measure(name, source) {
   return row
 }
 
-if (process.argv[2] === 'clients') await clients(Number(process.argv[3]))
-else {
+if (process.argv[2] === 'clients') clients(Number(process.argv[3]))
+else if (process.argv[2] === '--quick') {
+  await measure('mamba-novels-7m', './models/mamba-novels-7m', 15)
+  process.exit()
+} else {
   const rows = [
-    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`),
-    await measure('mamba-novels-7m', './models/mamba-novels-7m'),
+    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`, 5),
+    await measure('mamba-novels-7m', './models/mamba-novels-7m', 15),
   ]
   const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
   const record = {

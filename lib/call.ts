@@ -85,13 +85,13 @@ export async function untilAborted<T>(next: T | Promise<T>, signal: AbortSignal)
 
 /**
  * Starts something in the addon. `settle` is called once, with what it ends with; `start`'s callback must be
- * given the last event only. What is returned asks it to end early, or to rest.
+ * given the last event only. What is returned asks it to end early or to rest, and takes the tokens that came.
  */
 export function begin<T>(
   signal: AbortSignal | undefined,
   start: (last: NativeCallback<T>) => NativeJob | void,
   settle: NativeCallback<T>,
-): Pick<NativeJob, 'cancel' | 'pause'> {
+): Pick<NativeJob, 'cancel' | 'pause' | 'take'> {
   if (signal?.aborted) throw aborted(signal)
   const cancel = () => job?.cancel()
   const job = direct(() =>
@@ -104,7 +104,7 @@ export function begin<T>(
     }),
   )
   signal?.addEventListener('abort', cancel, { once: true })
-  return { cancel, pause: (paused) => job?.pause(paused) }
+  return { cancel, pause: (paused) => job?.pause(paused), take: () => job?.take() ?? [] }
 }
 
 /** {@link begin} as a promise. */

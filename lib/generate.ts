@@ -1,7 +1,7 @@
 import { begin, queuedNames, readStanding, type Queued } from './call.js'
 import { MambaError } from './errors.js'
 import { toIds } from './input.js'
-import type { NativeCallback, NativeEvent, NativeGenerateOptions, NativeJob } from './native.js'
+import type { NativeCallback, NativeEvent, NativeGenerateOptions, NativeJob, NativeToken } from './native.js'
 import { Options, invalid } from './options.js'
 
 /**
@@ -185,17 +185,18 @@ export async function complete(
 ): Promise<Completion> {
   const { native, signal } = readGenerateOptions(options)
   native.stream = native.logprobs > 0 // the addon gives the likeliest tokens with each step only
-  const top: TokenLogprob[][] = []
   return new Promise((resolve, reject) => {
-    begin<NativeEvent>(
+    const job = begin<NativeEvent>(
       signal,
       (last) =>
         start(native, (error, event) => {
-          if (!error && event.type === 'token') top.push(toToken(event).top ?? [])
-          else last(error, event)
+          if (error || event.type !== 'tokens') last(error, event)
         }),
-      (error, event) =>
-        error ? reject(error) : resolve(toCompletion(event, native.logprobs > 0 ? top : undefined)),
+      (error, event) => {
+        if (error) return reject(error)
+        const top = native.stream ? job.take().map((token) => toToken(token).top ?? []) : undefined
+        resolve(toCompletion(event, top))
+      },
     )
   })
 }
@@ -219,23 +220,28 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
   /** The finished generation. Rejects with whatever ended it early; that counts as handled. */
   readonly result: Promise<Completion>
   readonly #tokens: GeneratedToken[] = []
+  /** Of all tokens so far, where they were asked for. */
+  readonly #top: TokenLogprob[][] | undefined
   #finished = false
   #error: MambaError | undefined
   #wake: (() => void)[] = []
+  /** Is told instead, and takes the tokens itself. */
+  #watcher: (() => void) | undefined
   #job: ReturnType<typeof begin> | undefined
   #iterated = false
   #paused = false
 
   /** @internal */
   constructor(start: StartGeneration, options: GenerateOptions | undefined) {
+    this.#top = options?.logprobs ? [] : undefined
     this.result = new Promise((resolve, reject) => {
-      const top: TokenLogprob[][] = []
       const end = (error: MambaError | null, event?: NativeEvent) => {
+        this.#receive()
         this.#finished = true
         this.#error = error ?? undefined
         this.#changed()
         if (error) reject(error)
-        else resolve(toCompletion(event!, options?.logprobs ? top : undefined))
+        else resolve(toCompletion(event!, this.#top))
       }
       try {
         const { native, signal } = readGenerateOptions(options)
@@ -244,11 +250,8 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
           signal,
           (last) =>
             start(native, (error, event) => {
-              if (error || event.type !== 'token') return last(error, event)
-              const token = toToken(event)
-              if (token.top) top.push(token.top)
-              this.#tokens.push(token)
-              if (this.#iterated && this.#tokens.length >= MAX_UNREAD) this.#pause(true)
+              if (error || event.type !== 'tokens') return last(error, event)
+              if (!this.#watcher) this.#receive()
               this.#changed()
             }),
           (error, event) => end(error as MambaError | null, event),
@@ -260,6 +263,16 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
     this.result.catch(() => {}) // who only iterates sees the error there
   }
 
+  /** Takes the tokens that came. */
+  #receive() {
+    for (const native of this.#job?.take() ?? []) {
+      const token = toToken(native)
+      if (token.top) this.#top?.push(token.top)
+      this.#tokens.push(token)
+    }
+    if (this.#iterated && this.#tokens.length >= MAX_UNREAD) this.#pause(true)
+  }
+
   #pause(paused: boolean) {
     if (this.#paused === paused) return
     this.#paused = paused
@@ -268,6 +281,28 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
 
   #changed() {
     for (const wake of this.#wake.splice(0)) wake()
+    this.#watcher?.()
+  }
+
+  /**
+   * Calls `changed` when there are tokens to `take`, then again only after they were taken, and at the end: for who takes
+   * them in batches, which costs much less than iterating.
+   *
+   * @internal
+   */
+  watch(changed: () => void): void {
+    this.#watcher = changed
+    if (this.#tokens.length > 0 || this.#finished) changed()
+  }
+
+  /**
+   * The tokens that wait.
+   *
+   * @internal
+   */
+  take(): GeneratedToken[] {
+    this.#receive()
+    return this.#tokens.splice(0)
   }
 
   /** The next token. Rejects once, with what ended the generation early. */
@@ -300,8 +335,7 @@ export class Generation implements AsyncIterableIterator<GeneratedToken> {
   }
 }
 
-function toToken(event: NativeEvent & { type: 'token' }): GeneratedToken {
-  const { text, token, logprob, topIds, topLogprobs } = event
+function toToken({ text, token, logprob, topIds, topLogprobs }: NativeToken): GeneratedToken {
   const step: GeneratedToken = { text, token, logprob }
   if (topIds && topLogprobs) {
     step.top = Array.from(topIds, (id, i) => ({ token: id, logprob: topLogprobs[i]! }))

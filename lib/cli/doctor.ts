@@ -3,6 +3,7 @@ import { diagnose, type Diagnosis } from '../diagnose.js'
 import { MambaError } from '../errors.js'
 import { Mamba, type Device } from '../model.js'
 import { addExamples } from './arguments.js'
+import { interrupted } from './interrupt.js'
 import { print, table } from './terminal.js'
 
 /** What a device did when it was tried. */
@@ -36,15 +37,15 @@ export function doctorCommand(): Command {
 /** One token of the default model, where that is installed. */
 async function tryOut(device: Device): Promise<Trial> {
   try {
-    const model = await Mamba.load('default', { device })
+    const model = await Mamba.load('default', { device, signal: interrupted })
     try {
-      await model.complete('The', { maxTokens: 1 })
+      await model.complete('The', { maxTokens: 1, signal: interrupted })
     } finally {
       await model.dispose()
     }
     return { works: true }
   } catch (error) {
-    if (!(error instanceof MambaError)) throw error
+    if (!(error instanceof MambaError) || interrupted.aborted) throw error
     const reason = `${error.code}: ${error.message}`
     return error.code === 'MODEL_NOT_INSTALLED' ? { reason } : { works: false, reason }
   }

@@ -1,5 +1,5 @@
 import { createReadStream, fstatSync } from 'node:fs'
-import { open, stat, type FileHandle } from 'node:fs/promises'
+import { open, rm, stat, type FileHandle } from 'node:fs/promises'
 import { Command, Option } from 'commander'
 import type { EmbedOptions } from '../embed.js'
 import { MambaError } from '../errors.js'
@@ -81,6 +81,10 @@ async function run(input: string | undefined, options: CommandOptions, command: 
   const output = file === undefined ? undefined : await openOutput(file, resume)
   try {
     await withModel(options, (model) => embedAll(model, source, name, output, options))
+  } catch (error) {
+    // So that the same command can be repeated when what was wrong is mended.
+    if (output?.isNew && (await output.handle.stat()).size === 0) await rm(output.file, { force: true })
+    throw error
   } finally {
     source.stream.destroy()
     await output?.handle.close()
@@ -200,17 +204,19 @@ async function openInput(input: string | undefined, name: string): Promise<Sourc
 interface Output {
   file: string
   handle: FileHandle
+  /** Whether there was none before. */
+  isNew: boolean
   place: Place
 }
 
 async function openOutput(file: string, resume: boolean | undefined): Promise<Output> {
   try {
     const there = await stat(file).catch(() => undefined)
-    if (!there || !resume) return { file, handle: await open(file, 'ax'), place: { line: 0 } }
+    if (!there || !resume) return { file, handle: await open(file, 'ax'), isNew: true, place: { line: 0 } }
     const handle = await open(file, 'a+')
     const { place, end } = await lastRecord(handle, there.size, file)
     await handle.truncate(end) // the rest is half of a record
-    return { file, handle, place }
+    return { file, handle, isNew: false, place }
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw fileError(error, file)
     throw new MambaError(

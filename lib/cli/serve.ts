@@ -14,7 +14,7 @@ import {
   type Limits,
   type SessionStore,
 } from '../server/index.js'
-import { loopbackHosts } from '../server/options.js'
+import { checkModelName, loopbackHosts, readDrainSeconds, readLimits } from '../server/options.js'
 import { addExamples, addLoadOptions, integer, number, several } from './arguments.js'
 import { fileError } from './input.js'
 import { interrupted } from './interrupt.js'
@@ -104,7 +104,11 @@ export function serveCommand(): Command {
 
 async function run(options: ServeCommandOptions): Promise<void> {
   const apiKeys = await readKeys(options.apiKeyFile)
+  // What can be checked is, before models are loaded.
   const sources = readModels(options.model)
+  const limits = limitsOf(options)
+  readLimits(limits)
+  readDrainSeconds(options.drainSeconds)
   const template =
     options.chatTemplate === undefined ? undefined : await ChatTemplate.from(await read(options.chatTemplate))
   const sessions = openSessions(options.sessions)
@@ -116,7 +120,7 @@ async function run(options: ServeCommandOptions): Promise<void> {
       host: options.host,
       port: options.port,
       drainSeconds: options.drainSeconds,
-      limits: limitsOf(options),
+      limits,
       sessions,
       ...(apiKeys && { apiKeys }),
       ...(options.allowHost && { hosts: [...loopbackHosts, ...options.allowHost] }),
@@ -164,7 +168,9 @@ async function load(source: string, { device, dtype, threads, tokenizer, ...opti
 function readModels(given: string[] = ['default']): [name: string, source: string][] {
   const models = given.map((text): [string, string] => {
     const named = /^([^=/\\]+)=(.+)$/.exec(text)
-    return named ? [named[1]!, named[2]!] : [basename(text), text]
+    const [name, source]: [string, string] = named ? [named[1]!, named[2]!] : [basename(text), text]
+    checkModelName(name)
+    return [name, source]
   })
   const twice = models.find(([name], i) => models.findIndex(([other]) => other === name) < i)
   if (!twice) return models
@@ -178,8 +184,11 @@ function readModels(given: string[] = ['default']): [name: string, source: strin
 async function readKeys(file: string | undefined): Promise<string[] | undefined> {
   const environment = process.env.NODE_MAMBA_API_KEYS
   if (file === undefined && environment === undefined) return undefined
-  const lines = file === undefined ? environment!.split(',') : (await read(file)).split('\n')
-  const keys = lines.map((line) => line.replace(/^#.*/, '').trim()).filter((line) => line !== '')
+  const given =
+    file === undefined
+      ? environment!.split(',')
+      : (await read(file)).split('\n').filter((line) => !line.startsWith('#'))
+  const keys = given.map((key) => key.trim()).filter((key) => key !== '')
   if (keys.length > 0 && keys.every((key) => /^\S+$/.test(key))) return keys
   const place = file === undefined ? 'NODE_MAMBA_API_KEYS' : file
   throw new MambaError(

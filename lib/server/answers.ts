@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto'
 import type { Context } from 'hono'
 import type { Completion, GeneratedToken, Generation } from '../generate.js'
 import type { Env, Exchange, ServedModel, ServerContext } from './context.js'
-import { Choices, type ChoiceEvent } from './generation.js'
+import { Choices, pace, type ChoiceEvent } from './generation.js'
 import type { SamplingRequest } from './schemas.js'
 import { event, eventStream } from './sse.js'
 
@@ -11,11 +11,11 @@ import { event, eventStream } from './sse.js'
 export interface Writer {
   /** What a stream says before the first token. */
   head(): object[]
-  /** What a stream says of a token, or nothing while its text is not certain. */
-  token(token: GeneratedToken): object | undefined
+  /** What a stream says of tokens that came together, or nothing while their text is not certain. */
+  tokens(tokens: readonly GeneratedToken[]): object | undefined
   /** What a stream says at the end. */
   end(completion: Completion): object
-  /** The whole answer. After `token` of all its tokens, if log-probabilities were asked for. */
+  /** The whole answer. After `tokens` of all its tokens, if log-probabilities were asked for. */
   whole(completion: Completion): object
 }
 
@@ -57,7 +57,7 @@ export async function answer(
     job.writers.map(async (writer, index) => {
       if (!job.needsTokens) return job.complete(index)
       const generation = job.stream(index)
-      for await (const token of generation) writer.token(token)
+      for await (const token of generation) writer.tokens([token])
       return generation.result
     }),
   )
@@ -74,10 +74,11 @@ async function stream(
   common: object,
 ): Promise<Response> {
   const start = performance.now()
-  const choices = new Choices(job.writers.map((_, index) => job.stream(index)))
-  await choices.started()
-  context.metrics.firstToken(job.served.name, (performance.now() - start) / 1000)
-
+  const choices = new Choices(
+    job.writers.map((_, index) => job.stream(index)),
+    () => pace(context.active),
+  )
+  // Prepared while the prompt is computed.
   const withUsage = job.body.stream_options?.include_usage ?? false
   const part = (choice: object) => event({ ...common, choices: [choice], ...(withUsage && { usage: null }) })
   const completions: Completion[] = []
@@ -87,12 +88,12 @@ async function stream(
       completions[happened.index] = happened.completion
       return part(writer.end(happened.completion))
     }
-    const said = writer.token(happened.token)
+    const said = writer.tokens(happened.tokens)
     return said ? part(said) : ''
   }
   let text = job.writers.flatMap((writer) => writer.head().map(part)).join('')
   let ended = false
-  return eventStream(c, context, exchange, async () => {
+  const respond = eventStream(c, context, exchange, async () => {
     while (!ended) {
       const events = await choices.next()
       for (const happened of events) text += say(happened)
@@ -111,6 +112,10 @@ async function stream(
     }
     return undefined
   })
+  await choices.started()
+  const seconds = (performance.now() - start) / 1000
+  void exchange.ended.then(() => context.metrics.firstToken(job.served.name, seconds))
+  return respond()
 }
 
 /** The usage of a request, in OpenAI's form; it goes into the metrics, too. */

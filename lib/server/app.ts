@@ -68,7 +68,7 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
   app.use(async (c, next) => {
     const start = performance.now()
     await next()
-    c.header('X-Request-Id', randomUUID())
+    c.res.headers.set('X-Request-Id', randomUUID()) // c.header would copy the response
     const done = () => metrics.request(routePath(c, -1), c.res.status, (performance.now() - start) / 1000)
     const exchange = c.get('exchange')
     if (exchange) void exchange.ended.then(done)
@@ -144,9 +144,10 @@ export async function buildApp(options: AppOptions): Promise<MambaApp> {
 
 /** Lets in the requests whose `Host` is one of these: a page of another name that has this address is none. */
 function only(hosts: readonly string[]): MiddlewareHandler<Env> {
+  const known = new Set(hosts.map((host) => host.toLowerCase()))
   return async (c, next) => {
     const host = (c.req.header('host') ?? '').replace(/:\d+$/, '')
-    if (!hosts.includes(host)) {
+    if (!known.has(host.toLowerCase())) {
       const message = `the host '${host}' is not served here, expected ${hosts.join(', ')}`
       throw new ApiError(403, 'host_not_allowed', message)
     }

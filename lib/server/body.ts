@@ -49,12 +49,24 @@ async function readBytes(c: Context, maxBytes: number): Promise<Uint8Array> {
     if (done) break
     size += value.length
     if (size > maxBytes) {
-      void reader.cancel().catch(() => {})
+      void discard(reader).catch(() => {})
       throw tooLarge()
     }
     chunks.push(value)
   }
   return Buffer.concat(chunks)
+}
+
+/** Bytes of a body that is too large that are still read: to cancel it would cut the connection before the answer. */
+const MAX_DISCARDED = 64 * 2 ** 20
+
+async function discard(reader: ReadableStreamDefaultReader<Uint8Array>): Promise<void> {
+  for (let size = 0; size < MAX_DISCARDED;) {
+    const { done, value } = await reader.read()
+    if (done) return
+    size += value.length
+  }
+  await reader.cancel()
 }
 
 /** Counts brackets outside of strings, before anything that recurses sees the text. */
@@ -80,10 +92,12 @@ function checkDepth(bytes: Uint8Array): void {
   }
 }
 
+const decoder = new TextDecoder('utf-8', { fatal: true })
+
 function parse(bytes: Uint8Array): unknown {
   let text
   try {
-    text = new TextDecoder('utf-8', { fatal: true }).decode(bytes)
+    text = decoder.decode(bytes)
   } catch (cause) {
     throw new ApiError(400, 'invalid_utf8', 'the body is not valid UTF-8', { cause })
   }

@@ -10,6 +10,7 @@ import {
   checkPromptTokens,
   generateOptions,
   LogprobQueue,
+  textOf,
   type TokenNames,
   type NamedLogprob,
 } from './generation.js'
@@ -119,9 +120,10 @@ class ChatWriter implements Writer {
     return [this.#part({ role: 'assistant', content: '' }, null, null)]
   }
 
-  token(token: GeneratedToken): object | undefined {
-    const logprobs = this.#withLogprobs ? this.#more(this.#queue.add(token)) : null
-    return token.text === '' ? undefined : this.#part({ content: token.text }, logprobs, null)
+  tokens(tokens: readonly GeneratedToken[]): object | undefined {
+    const logprobs = this.#withLogprobs ? this.#more(this.#queue.add(tokens)) : null
+    const content = textOf(tokens)
+    return content === '' ? undefined : this.#part({ content }, logprobs, null)
   }
 
   end(completion: Completion): object {

@@ -13,6 +13,7 @@ import {
   checkPromptTokens,
   generateOptions,
   LogprobQueue,
+  textOf,
   type TokenNames,
   type NamedLogprob,
 } from './generation.js'
@@ -164,9 +165,10 @@ class CompletionWriter implements Writer {
     return this.#echo ? [this.#choice(this.#echo.text, this.#all, null)] : []
   }
 
-  token(token: GeneratedToken): object | undefined {
-    const logprobs = this.#withLogprobs ? this.#more(this.#queue.add(token)) : null
-    return token.text === '' ? undefined : this.#choice(token.text, logprobs, null)
+  tokens(tokens: readonly GeneratedToken[]): object | undefined {
+    const logprobs = this.#withLogprobs ? this.#more(this.#queue.add(tokens)) : null
+    const text = textOf(tokens)
+    return text === '' ? undefined : this.#choice(text, logprobs, null)
   }
 
   end(completion: Completion): object {

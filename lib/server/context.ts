@@ -1,4 +1,5 @@
 import { setMaxListeners } from 'node:events'
+import type { ServerResponse } from 'node:http'
 import type { Context } from 'hono'
 import type { Queued } from '../call.js'
 import type { ChatTemplate } from '../chat-template.js'
@@ -8,6 +9,7 @@ import type { TokenNames } from './generation.js'
 import type { Metrics } from './metrics.js'
 import type { Limits } from './options.js'
 import type { Sessions } from './sessions.js'
+import type { Send } from './sse.js'
 
 /** A model under the name that requests use. */
 export interface ServedModel {
@@ -21,7 +23,20 @@ export interface ServedModel {
 }
 
 /** What Hono carries along with a request. */
-export type Env = { Variables: { caller: string; exchange: Exchange | undefined } }
+export type Env = {
+  Bindings: {
+    /** Node's response, under @hono/node-server. */
+    outgoing?: ServerResponse
+    /** Where our own server writes streams itself: how to. */
+    direct?: { send?: Send }
+  }
+  Variables: { caller: string; exchange: Exchange | undefined }
+}
+
+/** What the server says of a request; nothing, where the app is called as a function. */
+export function bindings(c: Context<Env>): Env['Bindings'] {
+  return (c.env as Env['Bindings'] | undefined) ?? {}
+}
 
 /** What all routes share. */
 export class ServerContext {
@@ -83,12 +98,27 @@ export class ServerContext {
   }
 }
 
+/** Calls `left` when the client closes its connection; what is returned ends that. */
+function watchClient(c: Context<Env>, left: () => void): () => void {
+  const { outgoing } = bindings(c)
+  if (outgoing) {
+    // The request's signal says the same, but costs much more.
+    if (outgoing.destroyed) left()
+    outgoing.once('close', left)
+    return () => outgoing.off('close', left)
+  }
+  const { signal } = c.req.raw
+  if (signal.aborted) left()
+  signal.addEventListener('abort', left, { once: true })
+  return () => signal.removeEventListener('abort', left)
+}
+
 /** The work on one request: what ends it early, and that it has ended. */
 export class Exchange {
   readonly #controller = new AbortController()
   readonly #timer: NodeJS.Timeout
-  readonly #client: AbortSignal
   readonly #left = () => this.clientLeft()
+  readonly #unwatch: () => void
   #end!: () => void
   /** Resolves when it has ended. */
   readonly ended: Promise<void>
@@ -101,9 +131,7 @@ export class Exchange {
       () => this.abort(new ApiError(504, 'timeout', `the answer was not complete after ${seconds} s`)),
       seconds * 1000,
     )
-    this.#client = c.req.raw.signal
-    if (this.#client.aborted) this.#left()
-    this.#client.addEventListener('abort', this.#left, { once: true })
+    this.#unwatch = watchClient(c, this.#left)
     this.ended = new Promise((resolve) => {
       this.#end = () => {
         onEnd(this)
@@ -131,7 +159,7 @@ export class Exchange {
 
   end(): void {
     clearTimeout(this.#timer)
-    this.#client.removeEventListener('abort', this.#left)
+    this.#unwatch()
     this.#end()
   }
 

@@ -91,16 +91,25 @@ export async function countTokens(model: Mamba, text: string, limit = Infinity):
 }
 
 /** Something that happened to one of several answers. */
-export type ChoiceEvent = { index: number; token: GeneratedToken } | { index: number; completion: Completion }
+export type ChoiceEvent =
+  { index: number; tokens: GeneratedToken[] } | { index: number; completion: Completion }
 
-/** Least milliseconds between two parts of a stream: a write costs more than a token of a small model does. */
-const PACE = 40
+/** What is followed of a generation. */
+export type Followed = Pick<Generation, 'watch' | 'take' | 'result'>
+
+/**
+ * Milliseconds between the parts of a stream, when there are so many streams: a write costs more than a token of a small
+ * model does, and all of them together must leave the processor to the model.
+ */
+export const pace = (streams: number): number => Math.min(Math.max(40, 2 * streams), 100)
 
 /**
  * Several generations as one stream of what happens. Nothing waits for the reader: what has not been read is kept,
  * at most all tokens of the answers.
  */
 export class Choices {
+  readonly #generations: readonly Followed[]
+  readonly #pace: () => number
   #events: ChoiceEvent[] = []
   #running: number
   #error: unknown
@@ -110,30 +119,42 @@ export class Choices {
   #hurry = () => {}
   #given = -Infinity
 
-  constructor(generations: readonly Generation[]) {
+  /** `pace` says how many milliseconds pass between two parts; the first one comes at once. */
+  constructor(generations: readonly Followed[], pace: () => number) {
+    this.#generations = generations
+    this.#pace = pace
     this.#running = generations.length
-    generations.forEach((generation, index) => void this.#follow(generation, index))
+    generations.forEach((generation, index) => {
+      generation.watch(() => this.#wake())
+      generation.result
+        .then(
+          (completion) => {
+            this.#take(index)
+            this.#events.push({ index, completion })
+          },
+          (error: unknown) => {
+            if (!this.#failed) this.#error = error
+            this.#failed = true
+          },
+        )
+        .then(() => {
+          this.#running--
+          if (this.#failed || this.#running === 0) this.#hurry()
+          this.#wake()
+        })
+    })
   }
 
-  async #follow(generation: Generation, index: number): Promise<void> {
-    try {
-      for await (const token of generation) {
-        this.#events.push({ index, token })
-        this.#wake()
-      }
-      this.#events.push({ index, completion: await generation.result })
-    } catch (error) {
-      if (!this.#failed) this.#error = error
-      this.#failed = true
-    }
-    this.#running--
-    if (this.#failed || this.#running === 0) this.#hurry()
-    this.#wake()
+  #take(index: number): void {
+    const tokens = this.#generations[index]!.take()
+    if (tokens.length > 0) this.#events.push({ index, tokens })
   }
 
   /** Resolves when there is something to say. Rejects if the first thing is an error. */
   async started(): Promise<void> {
-    while (this.#events.length === 0) {
+    for (;;) {
+      this.#generations.forEach((_, index) => this.#take(index))
+      if (this.#events.length > 0) return
       if (this.#failed) throw this.#error
       if (this.#running === 0) return
       await new Promise<void>((resolve) => (this.#wake = resolve))
@@ -142,8 +163,9 @@ export class Choices {
 
   /** All that has happened since the last call, waiting for something to happen; empty at the end. */
   async next(): Promise<ChoiceEvent[]> {
-    await this.started()
-    const rest = this.#given + PACE - performance.now()
+    // All streams write at the same times, so that the model is interrupted once for all of them.
+    const pace = this.#pace()
+    const rest = (Math.floor(this.#given / pace) + 1) * pace - performance.now()
     if (rest > 0 && this.#running > 0 && !this.#failed) {
       await new Promise<void>((resolve) => {
         const timer = setTimeout(resolve, rest)
@@ -153,12 +175,16 @@ export class Choices {
         }
       })
     }
+    await this.started()
     this.#given = performance.now()
     const events = this.#events
     this.#events = []
     return events
   }
 }
+
+/** The text that became certain with these tokens. */
+export const textOf = (tokens: readonly GeneratedToken[]): string => tokens.map(({ text }) => text).join('')
 
 /** A token as an answer's log-probabilities name it. */
 export interface NamedLogprob {
@@ -214,10 +240,12 @@ export class LogprobQueue {
     this.#names = names
   }
 
-  /** Those that go with this token's text. */
-  add(token: GeneratedToken): NamedLogprob[] {
-    this.#waiting.push(this.#names.logprob(token))
-    return token.text === '' ? [] : this.#waiting.splice(0)
+  /** Those that go with these tokens' text. */
+  add(tokens: readonly GeneratedToken[]): NamedLogprob[] {
+    const from = this.#waiting.length
+    this.#waiting.push(...tokens.map((token) => this.#names.logprob(token)))
+    const last = tokens.findLastIndex(({ text }) => text !== '')
+    return last === -1 ? [] : this.#waiting.splice(0, from + last + 1)
   }
 
   /** Those that are left at the end. */

@@ -97,6 +97,11 @@ export function readDrainSeconds(seconds: number | undefined): number {
 /** A model's name has no path in it but one slash, as on the Hugging Face hub. */
 const modelName = /^[A-Za-z0-9][\w.:-]*(\/[A-Za-z0-9][\w.:-]*)?$/
 
+export function checkModelName(name: string): void {
+  if (modelName.test(name)) return
+  throw invalid('models', name, "a name of letters, digits and '.', '_', '-', ':', with one '/' at most")
+}
+
 export function readModels(models: AppOptions['models']): Map<string, Mamba> {
   const entries = models instanceof Mamba ? { default: models } : models
   if (typeof entries !== 'object' || entries === null || Object.keys(entries).length === 0) {
@@ -106,9 +111,7 @@ export function readModels(models: AppOptions['models']): Map<string, Mamba> {
     )
   }
   for (const [name, model] of Object.entries(entries)) {
-    if (!modelName.test(name)) {
-      throw invalid('models', name, "a name of letters, digits and '.', '_', '-', ':', with one '/' at most")
-    }
+    checkModelName(name)
     if (!(model instanceof Mamba)) throw invalid(`models.${name}`, model, 'a Mamba model')
   }
   return new Map(Object.entries(entries))

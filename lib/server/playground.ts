@@ -8,7 +8,14 @@ import type { Session } from '../session.js'
 import { toPath } from '../source.js'
 import { readBody } from './body.js'
 import type { Env, Exchange, ServedModel, ServerContext } from './context.js'
-import { Choices, checkMaxTokens, checkPromptTokens, generateOptions, type TokenNames } from './generation.js'
+import {
+  Choices,
+  checkMaxTokens,
+  pace,
+  checkPromptTokens,
+  generateOptions,
+  type TokenNames,
+} from './generation.js'
 import { sampling } from './schemas.js'
 import { event, eventStream } from './sse.js'
 
@@ -97,16 +104,18 @@ export class Playground {
         bytes: session.byteLength,
       }
       const options = { ...generateOptions(body, 0, exchange.queued), logprobs: alternatives }
-      const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })])
-      await choices.started() // an error before the first token is an answer of its own
+      const choices = new Choices([session.generate({ ...options, maxTokens: body.max_tokens })], () =>
+        pace(this.#context.active),
+      )
       let first = true
-      return eventStream(c, this.#context, exchange, async () => {
+      const respond = eventStream(c, this.#context, exchange, async () => {
         const happened = await choices.next()
         if (happened.length === 0) return undefined
         const head = first ? event(start) : ''
         first = false
         const lines = happened.map((one) => {
-          if ('token' in one) return event(tokenEvent(one.token, served.names))
+          if ('tokens' in one)
+            return one.tokens.map((token) => event(tokenEvent(token, served.names))).join('')
           const { finishReason, usage } = one.completion
           this.#context.metrics.tokens(served.name, {
             prompt: start.computed,
@@ -117,6 +126,8 @@ export class Playground {
         })
         return head + lines.join('')
       })
+      await choices.started() // an error before the first token is an answer of its own
+      return respond()
     })
   }
 

@@ -50,7 +50,7 @@ export const sampling = {
   frequency_penalty: optional(z.number().min(-2).max(2)),
   presence_penalty: optional(z.number().min(-2).max(2)),
   logit_bias: optional(z.record(z.string().regex(/^(0|[1-9]\d{0,9})$/), z.number().min(-100).max(100))),
-  stream: optional(z.boolean()).describe('Server-sent events, a token each.'),
+  stream: optional(z.boolean()).describe('Server-sent events, of one or more tokens each.'),
   stream_options: optional(z.strictObject({ include_usage: optional(z.boolean()) })),
   user: optional(text).describe('Not used.'),
   // Not OpenAI's.

@@ -1,10 +1,13 @@
-import type { Server } from 'node:http'
+import type { Server, ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
-import { createAdaptorServer } from '@hono/node-server'
+import { createAdaptorServer, type getRequestListener } from '@hono/node-server'
+import { RESPONSE_ALREADY_SENT } from '@hono/node-server/utils/response'
 import { MambaError } from '../errors.js'
 import { Options } from '../options.js'
 import { buildApp } from './app.js'
+import type { Env } from './context.js'
 import { appOptionNames, loopbackHosts, readDrainSeconds, type AppOptions } from './options.js'
+import { toNode } from './sse.js'
 
 /** How the app is served. */
 export interface ServeOptions extends AppOptions {
@@ -25,6 +28,8 @@ export interface RunningServer {
   close(): Promise<void>
 }
 
+type FetchCallback = Parameters<typeof getRequestListener>[0]
+
 const loopback = ['127.0.0.1', '::1', 'localhost']
 
 /** Behind `serve`, once the packages that it needs are known to be there. */
@@ -38,8 +43,16 @@ export async function startServer(options: ServeOptions): Promise<RunningServer>
   const { app, close } = await buildApp(appOptions)
   const { requestSeconds = 300, stallSeconds = 30 } = options.limits ?? {}
 
+  const fetch = async (request: Request, { outgoing }: { outgoing: ServerResponse }) => {
+    const direct: Env['Bindings']['direct'] = {}
+    const response = await app.fetch(request, { outgoing, direct })
+    if (!direct.send) return response
+    outgoing.writeHead(response.status, Object.fromEntries(response.headers))
+    void direct.send(toNode(outgoing))
+    return RESPONSE_ALREADY_SENT
+  }
   const server = createAdaptorServer({
-    fetch: app.fetch,
+    fetch: fetch as FetchCallback, // over HTTP/1
     overrideGlobalObjects: false, // the process's own Request and Response stay as they are
     serverOptions: {
       requestTimeout: 60_000, // a body that never ends

@@ -82,6 +82,9 @@ export class MemorySessions implements SessionStore {
 }
 
 const ending = '.session'
+const unfinished = `${ending}.new`
+/** What the store has written; whatever else is in the folder is somebody's. */
+const own = /^[0-9a-f]{64}\.session(\.new)?$/
 
 /**
  * Sessions as files of a folder of their own: those used last, up to `maxBytes` (default: 4 GiB). They outlive the
@@ -105,7 +108,11 @@ export class DiskSessions implements SessionStore {
   #open(): Promise<void> {
     return (this.#ready ??= attempt(this.#folder, async () => {
       await mkdir(this.#folder, { recursive: true, mode: 0o700 })
-      const names = (await readdir(this.#folder)).filter((name) => name.endsWith(ending))
+      const all = (await readdir(this.#folder)).filter((name) => own.test(name))
+      // What a crash left half-written.
+      for (const name of all.filter((name) => name.endsWith(unfinished)))
+        await rm(join(this.#folder, name), { force: true })
+      const names = all.filter((name) => name.endsWith(ending))
       const files = await Promise.all(
         names.map(async (name) => ({ name, ...(await stat(join(this.#folder, name))) })),
       )
@@ -141,10 +148,11 @@ export class DiskSessions implements SessionStore {
   async set(key: string, value: Uint8Array): Promise<void> {
     await this.#open()
     const file = this.#file(key)
+    const half = join(this.#folder, key + unfinished)
     await attempt(file, async () => {
       // Whatever happens, the file holds the new session or what it held before.
-      await writeFile(`${file}.new`, value, { mode: 0o600, flush: true })
-      await rename(`${file}.new`, file)
+      await writeFile(half, value, { mode: 0o600, flush: true })
+      await rename(half, file)
       await this.#add(key, value.length)
     })
   }

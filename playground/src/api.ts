@@ -44,6 +44,8 @@ export class Refused extends Error {
 // Kept for the tab's life, and nowhere else.
 let key = sessionStorage.getItem('key') ?? ''
 
+export const hasKey = () => key !== ''
+
 export function setKey(value: string): void {
   key = value
   sessionStorage.setItem('key', value)

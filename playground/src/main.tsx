@@ -1,6 +1,6 @@
 import { render } from 'preact'
 import { useEffect, useState } from 'preact/hooks'
-import { listModels, Refused, setKey, type Model } from './api.js'
+import { hasKey, listModels, Refused, setKey, type Model } from './api.js'
 import { Compare } from './compare.js'
 import { Embed } from './embed.js'
 import { grouped } from './numbers.js'
@@ -120,13 +120,15 @@ function Tabs({ tab, onChange }: { tab: Tab; onChange: (tab: Tab) => void }) {
 /** Asked for where the server takes keys. */
 function Key({ onKey }: { onKey: () => Promise<void> }) {
   const [value, setValue] = useState('')
+  const [refused, setRefused] = useState(hasKey())
   return (
     <form
       class="prompt-form key"
       onSubmit={(event) => {
         event.preventDefault()
+        setRefused(false) // so that it is said again, of another key
         setKey(value)
-        void onKey()
+        void onKey().then(() => setRefused(true)) // else there is nothing left to see it
       }}
     >
       <label for="key">This server asks for an API key</label>
@@ -135,6 +137,7 @@ function Key({ onKey }: { onKey: () => Promise<void> }) {
           id="key"
           type="password"
           autocomplete="off"
+          aria-invalid={refused}
           value={value}
           onInput={(event) => setValue(event.currentTarget.value)}
         />
@@ -142,6 +145,11 @@ function Key({ onKey }: { onKey: () => Promise<void> }) {
           Use it
         </button>
       </div>
+      {refused && (
+        <p class="problem" role="alert">
+          The server does not take this key.
+        </p>
+      )}
     </form>
   )
 }

@@ -49,7 +49,7 @@ pub fn convert(
     let threads = mamba::cpu::threads::count(options.threads.map(|count| count as usize)).map_err(to_js)?;
     let callback = Callback::new(&on_event, ())?;
     let cancel = Cancel::default();
-    let job = NativeJob(cancel.clone());
+    let job = NativeJob::new(cancel.clone());
     spawn("mamba-convert", move || {
         let result = caught(|| {
             let open = OpenOptions { mmap: options.mmap.unwrap_or(OpenOptions::default().mmap) };

@@ -138,18 +138,22 @@ impl NativeEmbedOptions {
     }
 }
 
-/// What a request's callback gets: any number of `token`, then one of the others (or an error).
+/// A token of a streamed generation.
+#[napi(object, object_from_js = false)]
+pub struct NativeToken {
+    pub text: String,
+    pub token: u32,
+    pub logprob: f64,
+    #[napi(ts_type = "Uint32Array")]
+    pub top_ids: Option<Ids>,
+    #[napi(ts_type = "Float32Array")]
+    pub top_logprobs: Option<Floats>,
+}
+
+/// What a request's callback gets: any number of `tokens` (there are some to take), then one of the others (or an error).
 #[napi(discriminant = "type", discriminant_case = "lowercase", object_from_js = false)]
 pub enum NativeEvent {
-    Token {
-        text: String,
-        token: u32,
-        logprob: f64,
-        #[napi(ts_type = "Uint32Array")]
-        top_ids: Option<Ids>,
-        #[napi(ts_type = "Float32Array")]
-        top_logprobs: Option<Floats>,
-    },
+    Tokens,
     Generated {
         text: String,
         #[napi(ts_type = "Uint32Array")]
@@ -188,12 +192,12 @@ pub enum NativeEvent {
     },
 }
 
-impl From<TokenEvent> for NativeEvent {
+impl From<TokenEvent> for NativeToken {
     fn from(event: TokenEvent) -> Self {
         let TokenEvent { text, token, logprob, top } = event;
         let (ids, logprobs): (Vec<u32>, Vec<f32>) = top.into_iter().unzip();
         let some = !ids.is_empty();
-        Self::Token {
+        Self {
             text,
             token,
             logprob: f64::from(logprob),

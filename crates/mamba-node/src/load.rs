@@ -119,7 +119,7 @@ pub fn load(
         },
     })?;
     let cancel = Cancel::default();
-    let job = NativeJob(cancel.clone());
+    let job = NativeJob::new(cancel.clone());
     spawn("mamba-load", move || {
         let result = caught(|| {
             Mamba::load(path.as_ref(), &options, &cancel, &mut |progress| {

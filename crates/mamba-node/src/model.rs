@@ -1,8 +1,8 @@
 //! A loaded model and what can be asked of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mamba::engine::{Cancel, Event, Session, Task};
+use mamba::engine::{Cancel, Event, Session, Task, TokenEvent};
 use mamba::{Error, Mamba};
 use napi::bindgen_prelude::*;
 use napi::threadsafe_function::UnknownReturnValue;
@@ -10,7 +10,8 @@ use napi_derive::napi;
 
 use crate::callback::{Callback, Result, caught, internal, spawn, to_js};
 use crate::convert::{
-    Ids, NativeEmbedOptions, NativeEvent, NativeGenerateOptions, NativeInput, NativeStanding, input,
+    Ids, NativeEmbedOptions, NativeEvent, NativeGenerateOptions, NativeInput, NativeStanding, NativeToken,
+    input,
 };
 use crate::session::NativeSession;
 use crate::stats::NativeStats;
@@ -38,22 +39,45 @@ impl Handle {
     }
 }
 
+/// Tokens that JavaScript has not taken yet.
+type Untaken = Arc<Mutex<Vec<TokenEvent>>>;
+
+fn lock(untaken: &Untaken) -> MutexGuard<'_, Vec<TokenEvent>> {
+    untaken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Something under way.
 #[napi]
-pub struct NativeJob(pub(crate) Cancel);
+pub struct NativeJob {
+    cancel: Cancel,
+    untaken: Untaken,
+}
+
+impl NativeJob {
+    pub fn new(cancel: Cancel) -> Self {
+        Self { cancel, untaken: Untaken::default() }
+    }
+}
 
 #[napi]
 impl NativeJob {
     /// Ends it within one step; its callback then gets `ABORTED`, unless it is done by then.
     #[napi(catch_unwind)]
     pub fn cancel(&self) {
-        self.0.cancel();
+        self.cancel.cancel();
     }
 
     /// Whether a generation is to rest; a few tokens may still come.
     #[napi(catch_unwind)]
     pub fn pause(&self, paused: bool) {
-        self.0.pause(paused);
+        self.cancel.pause(paused);
+    }
+
+    /// The tokens that came since the last call. The next one after it is told of, with the event `tokens`.
+    #[napi(catch_unwind)]
+    pub fn take(&self) -> Vec<NativeToken> {
+        let tokens = std::mem::take(&mut *lock(&self.untaken));
+        tokens.into_iter().map(NativeToken::from).collect()
     }
 }
 
@@ -123,11 +147,19 @@ impl NativeModel {
         let standing = standing.into_core().map_err(to_js)?;
         let callback = Callback::new(on_event, self.handle()?.clone())?;
         let cancel = Cancel::default();
-        let job = cancel.clone();
+        let job = NativeJob::new(cancel.clone());
+        let untaken = job.untaken.clone();
         self.model()?
             .submit_as(standing, task, cancel.clone(), move |event| {
                 let there = callback.call(match event {
-                    Event::Token(token) => Ok(token.into()),
+                    Event::Token(token) => {
+                        let mut untaken = lock(&untaken);
+                        untaken.push(token);
+                        if untaken.len() > 1 {
+                            return; // it has been told
+                        }
+                        Ok(NativeEvent::Tokens)
+                    }
                     Event::Done(output) => Ok(output.into()),
                     Event::Failed(error) => Err(error),
                 });
@@ -136,7 +168,7 @@ impl NativeModel {
                 }
             })
             .map_err(to_js)?;
-        Ok(NativeJob(job))
+        Ok(job)
     }
 }
 

@@ -97,7 +97,7 @@ pub fn train(
     let config = RunConfig::from_json(&config).map_err(to_js)?;
     let callback = Callback::new(&on_event, ())?;
     let cancel = Cancel::default();
-    let job = NativeJob(cancel.clone());
+    let job = NativeJob::new(cancel.clone());
     spawn("mamba-train", move || {
         let result = caught(|| {
             run(&config, &cancel, &mut |happened| {

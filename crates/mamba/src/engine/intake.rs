@@ -17,6 +17,9 @@ use super::{Life, ModelInfo, Permit};
 use crate::error::{Error, Result};
 use crate::text::{StopMatcher, Tokenizer};
 
+/// Bytes of text that the caller's thread tokenizes.
+const SHORT: usize = 64;
+
 /// A checked task and whom to answer.
 pub(crate) struct Job {
     pub kind: Kind,
@@ -214,9 +217,9 @@ impl Job {
         self
     }
 
-    /// Whether any input must be tokenized.
-    pub fn needs_text(&self) -> bool {
-        self.inputs.iter().any(|input| matches!(input, Input::Text(_)))
+    /// Whether it is tokenized sooner than another thread has woken up.
+    pub fn is_short(&self) -> bool {
+        self.inputs.iter().map(Input::text_bytes).sum::<usize>() <= SHORT
     }
 }
 

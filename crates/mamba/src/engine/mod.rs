@@ -466,11 +466,11 @@ impl Mamba {
             return Err(Error::QueueFull { limit: shared.queue_limit });
         }
         let job = job.with_reply(cancel, Box::new(on_event), permit);
-        if job.needs_text() {
+        if job.is_short() {
+            intake::admit(job, &shared.engine, &shared.life, shared.tokenizer.as_ref(), 1);
+        } else {
             // Should the thread be gone, the job is dropped, and its reply says so.
             drop(shared.intake.send(job));
-        } else {
-            intake::admit(job, &shared.engine, &shared.life, None, 1);
         }
         Ok(())
     }
