@@ -243,6 +243,12 @@ pub trait Simd: Copy {
     unsafe fn load_u8(from: *const u8) -> Self::F;
     /// Rounds to the nearest integer; |x| must be below 2¹⁵.
     unsafe fn store_i16(to: *mut i16, x: Self::F);
+    /// Rounds to the nearest integer; |x| must be below 2⁷. Each four come in the order 0, 2, 1, 3. Only with
+    /// [`Self::dot_bytes`].
+    #[inline(always)]
+    unsafe fn store_bytes(_to: *mut i8, _: Self::F) {
+        unreachable!("without HAS_DOT_BYTES")
+    }
     /// The upper halves of two vectors, as bf16 (exact where x is one).
     unsafe fn store_bf16(to: *mut u16, x: [Self::F; 2]);
     /// All zero.

@@ -38,6 +38,12 @@ unsafe fn mask8(n: usize) -> __m256i {
     }
 }
 
+/// Of each four bytes the second and the third.
+#[inline(always)]
+unsafe fn middle_swapped() -> __m128i {
+    unsafe { _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15) }
+}
+
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
@@ -165,6 +171,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let words = _mm256_cvtps_epi32(x);
             let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             _mm_storeu_si128(to.cast(), _mm_packs_epi32(low, high));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, x: __m256) {
+        unsafe {
+            let words = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let pairs = _mm_packs_epi32(low, high);
+            _mm_storel_epi64(to.cast(), _mm_shuffle_epi8(_mm_packs_epi16(pairs, pairs), middle_swapped()));
         }
     }
     #[inline(always)]
@@ -348,6 +363,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe {
             let words = _mm512_cvtps_epi32(x);
             _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(words));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, x: __m512) {
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(bytes, middle_swapped()));
         }
     }
     #[inline(always)]

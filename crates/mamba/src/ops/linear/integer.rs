@@ -241,25 +241,25 @@ struct Words<'a> {
 impl Sink for Words<'_> {
     #[inline(always)]
     unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2]) {
-        let mut integers = [0i16; GROUP];
+        let per_word = GROUP / self.group_words;
+        let words = &mut self.words[(group * self.group_words + input / per_word) * self.tile + row..];
+        let mut integers = [0i32; GROUP / 2];
+        let to = integers.as_mut_ptr();
         // SAFETY: LANES ≤ 16.
         unsafe {
-            S::store_i16(integers.as_mut_ptr(), x[0]);
-            S::store_i16(integers.as_mut_ptr().add(S::LANES), x[1]);
+            match per_word {
+                2 => {
+                    S::store_i16(to.cast(), x[0]);
+                    S::store_i16(to.cast::<i16>().add(S::LANES), x[1]);
+                }
+                _ => {
+                    S::store_bytes(to.cast(), x[0]);
+                    S::store_bytes(to.cast::<i8>().add(S::LANES), x[1]);
+                }
+            }
         }
-        let per_word = GROUP / self.group_words;
-        let words = &mut self.words[(group * self.group_words + input / per_word) * self.tile..];
-        let words = words[..2 * S::LANES / per_word * self.tile].iter_mut().skip(row).step_by(self.tile);
-        let sixteen = |i: usize| i64::from(integers[i] as u16);
-        match per_word {
-            2 => words.enumerate().for_each(|(w, word)| {
-                *word = (sixteen(2 * w) | sixteen(2 * w + 1) << 16) as i32;
-            }),
-            _ => words.enumerate().for_each(|(w, word)| {
-                let pair = |i: usize| (sixteen(4 * w + i) | sixteen(4 * w + i + 1) << 16) & 0x00ff_00ff;
-                *word = (pair(0) | pair(2) << 8) as i32;
-            }),
-        }
+        let integers = &integers[..2 * S::LANES / per_word];
+        words.iter_mut().step_by(self.tile).zip(integers).for_each(|(word, integer)| *word = *integer);
     }
 }
 
@@ -402,9 +402,11 @@ impl<W: Weights> Panel<'_, W> {
     unsafe fn streams<S: Simd, const ROWS: usize, const STREAMS: usize>(&self, row: usize) {
         // SAFETY: passed on.
         unsafe {
-            match S::TILE_VECTORS {
-                1 => self.streams_of::<S, ROWS, 1, STREAMS>(row),
-                _ => self.streams_of::<S, ROWS, 2, STREAMS>(row),
+            // Where weights need no widening, a tile of one vector whose sums and totals are all in registers is faster.
+            if S::TILE_VECTORS == 1 || S::HAS_DOT_BYTES && ROWS > 4 {
+                self.streams_of::<S, ROWS, 1, STREAMS>(row);
+            } else {
+                self.streams_of::<S, ROWS, 2, STREAMS>(row);
             }
         }
     }
