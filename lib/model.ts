@@ -31,7 +31,7 @@ import { Tokenizer } from './tokenizer.js'
 export type Device = 'cpu' | 'cuda'
 /**
  * The type that matrices are kept in; states and sums are always f32. `q8_0` (8.5 bits a weight) and `q4_k` (4.5) are
- * made at load from whatever the checkpoint holds; products with them take activations of 13 bits (on a GPU f16).
+ * made at load from whatever the checkpoint holds; products with them take activations of 8 bits (on a GPU f16).
  */
 export type DType = 'f32' | 'bf16' | 'f16' | 'q8_0' | 'q4_k'
 

@@ -230,6 +230,11 @@ pub trait Backend: Sized + Send + 'static {
         None
     }
 
+    /// Calls `job(0) … job(tasks − 1)`, each once, on the host: on all of the backend's threads where it has some.
+    fn in_parallel(&mut self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(job);
+    }
+
     /// A buffer of `len` zeros, f32: the residual stream, states, logits, vectors of parameters.
     ///
     /// # Errors
@@ -246,6 +251,11 @@ pub trait Backend: Sized + Send + 'static {
 
     /// Copies into a buffer, from element `offset` on; rounded to its type.
     fn write(&mut self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()>;
+
+    /// A buffer's elements, where they lie in the host's memory as f32 and all work is done at once.
+    fn in_host(_buffer: &mut Self::Buffer) -> Option<&mut [f32]> {
+        None
+    }
 
     /// Copies out of a buffer, from element `offset` on, once all work queued before is done.
     fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()>;

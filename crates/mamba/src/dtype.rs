@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::quantize::Format;
 
 /// The type that weights are kept in, and on a GPU also activations. States and accumulators are f32 on every path, on the
-/// CPU activations too (products with quantized weights take them with 13 bits: [`crate::ops::linear`]).
+/// CPU activations too (products with quantized weights take them with 8 bits: [`crate::ops::linear`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float.

@@ -58,9 +58,9 @@ fn linear_matches_its_definition() {
                 DType::BF16 => relative_l2(&out_values, &exact) / 10.0,
                 DType::F32 | DType::F16 => relative_l2(&out_values, &exact),
                 DType::Q8_0 | DType::Q4K => {
-                    // A few outputs may cancel; where there are many, activations of 13 bits cost this.
+                    // A few outputs may cancel; where there are many, activations of 8 bits cost this.
                     let error = relative_l2(&out_values, &exact);
-                    assert!(rows * outputs < 100 || error < 6e-4, "{rows} x {inputs} x {outputs}: {error}");
+                    assert!(rows * outputs < 100 || error < 8e-3, "{rows} x {inputs} x {outputs}: {error}");
                     relative_l2(&out_values, &definition(&linear::reference::as_integers(&x.all(), inputs)))
                 }
             };

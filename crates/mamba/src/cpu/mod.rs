@@ -91,6 +91,10 @@ impl Backend for Cpu {
         "cpu"
     }
 
+    fn in_parallel(&mut self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
+        self.threads.run(tasks, job);
+    }
+
     fn alloc(&mut self, len: usize, what: &str) -> Result<Self::Buffer> {
         Aligned::zeros(len, what)
     }
@@ -98,6 +102,10 @@ impl Backend for Cpu {
     fn write(&mut self, buffer: &mut Self::Buffer, offset: usize, values: &[f32]) -> Result<()> {
         buffer[offset..offset + values.len()].copy_from_slice(values);
         Ok(())
+    }
+
+    fn in_host(buffer: &mut Self::Buffer) -> Option<&mut [f32]> {
+        Some(buffer)
     }
 
     fn read(&mut self, buffer: &Self::Buffer, offset: usize, values: &mut [f32]) -> Result<()> {

@@ -1,5 +1,7 @@
 //! What comes out of a step: next tokens, logits, scores, vectors, sessions' states.
 
+use std::sync::{Mutex, PoisonError};
+
 use super::request::{FinishReason, Output, Pooling};
 use super::sequence::Work;
 use super::texts::Pooled;
@@ -55,12 +57,42 @@ impl<B: Backend> Worker<B> {
         for chunk in rows.chunks(LOGIT_ROWS) {
             let indices: Vec<u32> = chunk.iter().map(|(_, row)| *row).collect();
             self.model.logits(&mut self.backend, &indices, &mut self.workspace)?;
-            self.logits.resize(indices.len() * vocab, 0.0);
-            self.backend.read(&self.workspace.logits, 0, &mut self.logits)?;
-            for ((i, _), logits) in chunk.iter().zip(self.logits.chunks_exact_mut(vocab)) {
+            let logits = match B::in_host(&mut self.workspace.logits) {
+                Some(logits) => logits,
+                None => {
+                    self.logits.resize(indices.len() * vocab, 0.0);
+                    self.backend.read(&self.workspace.logits, 0, &mut self.logits)?;
+                    &mut self.logits
+                }
+            };
+            let mut choosing = chunk.iter().map(|(i, _)| *i).peekable();
+            let generations = self.running.iter_mut().enumerate().filter_map(|(i, running)| {
+                choosing.next_if_eq(&i)?;
+                match &mut running.sequence.work {
+                    Work::Generate(generation) => Some(generation),
+                    _ => None,
+                }
+            });
+            let choices: Vec<_> = generations
+                .zip(logits.chunks_exact_mut(vocab))
+                .map(|(generation, logits)| {
+                    Mutex::new((&mut generation.sampler, generation.context.tokens, logits, None))
+                })
+                .collect();
+            self.backend.in_parallel(choices.len(), &|row| {
+                let mut choice = choices[row].lock().unwrap_or_else(PoisonError::into_inner);
+                let (sampler, tokens, logits, sampled) = &mut *choice;
+                *sampled = Some(sampler.sample(logits, *tokens));
+            });
+            let sampled: Vec<_> = choices
+                .into_iter()
+                .map(|choice| choice.into_inner().unwrap_or_else(PoisonError::into_inner).3)
+                .collect();
+            for ((i, _), sampled) in chunk.iter().zip(sampled) {
                 let Running { sequence, .. } = &mut self.running[*i];
-                let Work::Generate(generation) = &mut sequence.work else { continue };
-                let sampled = generation.sampler.sample(logits, generation.context.tokens);
+                let (Work::Generate(generation), Some(sampled)) = (&mut sequence.work, sampled) else {
+                    continue;
+                };
                 outcomes[*i] = sampled.and_then(|sampled| {
                     sequence.ids.clear();
                     sequence.ids.push(sampled.token);

@@ -127,6 +127,12 @@ impl Level {
         }
     }
 
+    /// [`Simd::HAS_DOT_BYTES`] of the level.
+    #[must_use]
+    pub fn has_dot_bytes(self) -> bool {
+        matches!(self, Self::AvxVnni | Self::Avx512Vnni | Self::Amx)
+    }
+
     /// Runs the kernel in the version for this level.
     ///
     /// # Safety
@@ -135,9 +141,9 @@ impl Level {
     pub unsafe fn run<K: Kernel>(self, kernel: K) {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni if K::HAS_DOT_PAIRS => unsafe { x86::run_avx_vnni(kernel) },
+            Self::AvxVnni if K::HAS_DOT_BYTES => unsafe { x86::run_avx_vnni(kernel) },
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni | Self::Amx if K::HAS_DOT_PAIRS => unsafe { x86::run_avx512_vnni(kernel) },
+            Self::Avx512Vnni | Self::Amx if K::HAS_DOT_BYTES => unsafe { x86::run_avx512_vnni(kernel) },
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 | Self::AvxVnni => unsafe { x86::run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
@@ -158,8 +164,8 @@ fn forced() -> Option<Level> {
 /// Something to compute with any vector type. `run` and all that it calls must be `#[inline(always)]`, so
 /// that it is compiled with the instruction set switched on.
 pub trait Kernel {
-    /// Whether it calls [`Simd::dot_pairs`]; otherwise it is not compiled for VNNI.
-    const HAS_DOT_PAIRS: bool = false;
+    /// Whether it calls [`Simd::dot_bytes`]; otherwise it is not compiled for VNNI.
+    const HAS_DOT_BYTES: bool = false;
 
     /// Computes.
     ///
@@ -176,9 +182,11 @@ pub trait Simd: Copy {
     const TILE_ROWS: usize;
     /// Vectors side by side in that tile.
     const TILE_VECTORS: usize;
+    /// Whether there is [`Self::dot_bytes`].
+    const HAS_DOT_BYTES: bool;
     /// LANES floats.
     type F: Copy;
-    /// LANES words of 32 bits: an integer, or two signed 16-bit integers (a pair), or four bytes.
+    /// LANES words of 32 bits: an integer, or two 16-bit integers (a pair), or four bytes.
     type I: Copy;
 
     /// All lanes `x`.
@@ -235,6 +243,12 @@ pub trait Simd: Copy {
     unsafe fn load_u8(from: *const u8) -> Self::F;
     /// Rounds to the nearest integer; |x| must be below 2¹⁵.
     unsafe fn store_i16(to: *mut i16, x: Self::F);
+    /// Rounds to the nearest integer; |x| must be below 2⁷. Each four come in the order 0, 2, 1, 3. Only with
+    /// [`Self::dot_bytes`].
+    #[inline(always)]
+    unsafe fn store_bytes(_to: *mut i8, _: Self::F) {
+        unreachable!("without HAS_DOT_BYTES")
+    }
     /// The upper halves of two vectors, as bf16 (exact where x is one).
     unsafe fn store_bf16(to: *mut u16, x: [Self::F; 2]);
     /// All zero.
@@ -243,22 +257,27 @@ pub trait Simd: Copy {
     unsafe fn load_words(from: *const u8) -> Self::I;
     /// LANES words.
     unsafe fn store_words(to: *mut u8, x: Self::I);
-    /// Pairs of the signed bytes 0 and 2 of each word.
-    unsafe fn low_bytes(x: Self::I) -> Self::I;
-    /// Pairs of the signed bytes 1 and 3 of each word.
-    unsafe fn high_bytes(x: Self::I) -> Self::I;
-    /// Pairs of four bits, from bit SHIFT (0, 4, 8, 12) of each half of a word on.
-    unsafe fn nibbles<const SHIFT: u32>(x: Self::I) -> Self::I;
-    /// `sum + w₀ · x₀ + w₁ · x₁` of pairs, x the same for all lanes.
-    unsafe fn dot_pairs(sum: Self::I, w: Self::I, x: i32) -> Self::I;
+    /// All words `x`.
+    unsafe fn splat_word(x: i32) -> Self::I;
+    /// Pairs of the unsigned bytes 0 and 2 of each word.
+    unsafe fn even_bytes(x: Self::I) -> Self::I;
+    /// Pairs of the unsigned bytes 1 and 3 of each word.
+    unsafe fn odd_bytes(x: Self::I) -> Self::I;
+    /// The lower four bits of each byte, then the upper ones.
+    unsafe fn nibbles(x: Self::I) -> [Self::I; 2];
+    /// `sum + w₀ · x₀ + w₁ · x₁` of signed pairs.
+    unsafe fn dot_pairs(sum: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// `sum + Σ wᵢ · xᵢ` of four unsigned and four signed bytes; only with VNNI.
+    #[inline(always)]
+    unsafe fn dot_bytes(_: Self::I, _: Self::I, _: Self::I) -> Self::I {
+        unreachable!("without HAS_DOT_BYTES")
+    }
     /// Integers as floats.
     unsafe fn to_f32(x: Self::I) -> Self::F;
-    /// The signed bytes of a word as two pairs of bf16: bytes 0 and 2, then bytes 1 and 3.
+    /// Unsigned bytes minus `zero` as pairs of bf16: bytes 0 and 2, then 1 and 3. Only with AVX-512, which every
+    /// processor with a tile unit has.
     #[inline(always)]
-    unsafe fn bytes_to_bf16(x: Self::I) -> [Self::I; 2] {
-        // SAFETY: the caller's condition.
-        unsafe { [Self::pairs_to_bf16(Self::low_bytes(x)), Self::pairs_to_bf16(Self::high_bytes(x))] }
+    unsafe fn bytes_to_bf16(_: Self::I, _zero: u8) -> [Self::I; 2] {
+        unreachable!("the tile unit comes with AVX-512")
     }
-    /// Pairs of integers as pairs of bf16, which must hold them exactly (|x| ≤ 256).
-    unsafe fn pairs_to_bf16(x: Self::I) -> Self::I;
 }

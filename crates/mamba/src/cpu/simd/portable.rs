@@ -21,6 +21,7 @@ impl Simd for Portable {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 3;
     const TILE_VECTORS: usize = 1;
+    const HAS_DOT_BYTES: bool = false;
     type F = [f32; 8];
     type I = [i32; 8];
 
@@ -144,36 +145,27 @@ impl Simd for Portable {
         unsafe { to.cast::<Self::I>().write_unaligned(x) }
     }
     #[inline(always)]
-    unsafe fn low_bytes(x: Self::I) -> Self::I {
-        lanes!(i => halves(x[i], |half| half << 8 >> 8))
+    unsafe fn splat_word(x: i32) -> Self::I {
+        [x; 8]
     }
     #[inline(always)]
-    unsafe fn high_bytes(x: Self::I) -> Self::I {
-        lanes!(i => halves(x[i], |half| half >> 8))
+    unsafe fn even_bytes(x: Self::I) -> Self::I {
+        lanes!(i => x[i] & 0x00ff_00ff)
     }
     #[inline(always)]
-    unsafe fn nibbles<const SHIFT: u32>(x: Self::I) -> Self::I {
-        lanes!(i => x[i] >> SHIFT & 0x000f_000f)
+    unsafe fn odd_bytes(x: Self::I) -> Self::I {
+        lanes!(i => x[i] >> 8 & 0x00ff_00ff)
     }
     #[inline(always)]
-    unsafe fn dot_pairs(sum: Self::I, w: Self::I, x: i32) -> Self::I {
-        lanes!(i => sum[i] + (w[i] as i16 as i32) * (x as i16 as i32) + (w[i] >> 16) * (x >> 16))
+    unsafe fn nibbles(x: Self::I) -> [Self::I; 2] {
+        [lanes!(i => x[i] & 0x0f0f_0f0f), lanes!(i => x[i] >> 4 & 0x0f0f_0f0f)]
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: Self::I, w: Self::I, x: Self::I) -> Self::I {
+        lanes!(i => sum[i] + i32::from(w[i] as i16) * i32::from(x[i] as i16) + (w[i] >> 16) * (x[i] >> 16))
     }
     #[inline(always)]
     unsafe fn to_f32(x: Self::I) -> Self::F {
         lanes!(i => x[i] as f32)
     }
-    #[inline(always)]
-    unsafe fn pairs_to_bf16(x: Self::I) -> Self::I {
-        lanes!(i => {
-            let (low, high) = ((x[i] as i16 as f32).to_bits(), ((x[i] >> 16) as f32).to_bits());
-            (low >> 16 | high & 0xffff_0000) as i32
-        })
-    }
-}
-
-/// Both 16-bit halves of a word.
-#[inline(always)]
-fn halves(x: i32, of: impl Fn(i16) -> i16) -> i32 {
-    i32::from(of((x >> 16) as i16)) << 16 | i32::from(of(x as i16)) & 0xffff
 }

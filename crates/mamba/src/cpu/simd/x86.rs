@@ -2,7 +2,6 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::{Kernel, Simd};
@@ -39,10 +38,17 @@ unsafe fn mask8(n: usize) -> __m256i {
     }
 }
 
+/// Of each four bytes the second and the third.
+#[inline(always)]
+unsafe fn middle_swapped() -> __m128i {
+    unsafe { _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15) }
+}
+
 impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
     const TILE_VECTORS: usize = 2;
+    const HAS_DOT_BYTES: bool = VNNI;
     type F = __m256;
     type I = __m256i;
 
@@ -168,6 +174,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, x: __m256) {
+        unsafe {
+            let words = _mm256_cvtps_epi32(x);
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let pairs = _mm_packs_epi32(low, high);
+            _mm_storel_epi64(to.cast(), _mm_shuffle_epi8(_mm_packs_epi16(pairs, pairs), middle_swapped()));
+        }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(to: *mut u16, x: [__m256; 2]) {
         unsafe {
             let upper = x.map(|x| _mm256_srli_epi32::<16>(_mm256_castps_si256(x)));
@@ -189,48 +204,32 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_storeu_si256(to.cast(), x) }
     }
     #[inline(always)]
-    unsafe fn low_bytes(x: __m256i) -> __m256i {
-        unsafe { _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x)) }
+    unsafe fn splat_word(x: i32) -> __m256i {
+        unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn high_bytes(x: __m256i) -> __m256i {
-        unsafe { _mm256_srai_epi16::<8>(x) }
+    unsafe fn even_bytes(x: __m256i) -> __m256i {
+        unsafe { _mm256_and_si256(x, _mm256_set1_epi16(0xff)) }
     }
     #[inline(always)]
-    unsafe fn nibbles<const SHIFT: u32>(x: __m256i) -> __m256i {
-        unsafe {
-            let x = match SHIFT {
-                0 => x,
-                4 => _mm256_srli_epi16::<4>(x),
-                8 => _mm256_srli_epi16::<8>(x),
-                _ => _mm256_srli_epi16::<12>(x),
-            };
-            _mm256_and_si256(x, _mm256_set1_epi32(0x000f_000f))
-        }
+    unsafe fn odd_bytes(x: __m256i) -> __m256i {
+        unsafe { _mm256_srli_epi16::<8>(x) }
     }
     #[inline(always)]
-    unsafe fn dot_pairs(sum: __m256i, w: __m256i, x: i32) -> __m256i {
-        unsafe {
-            let x = _mm256_set1_epi32(x);
-            match VNNI {
-                true => dpwssd_256(sum, w, x),
-                false => _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)),
-            }
-        }
+    unsafe fn nibbles(x: __m256i) -> [__m256i; 2] {
+        unsafe { [x, _mm256_srli_epi16::<4>(x)].map(|x| _mm256_and_si256(x, _mm256_set1_epi8(15))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(w, x)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        unsafe { _mm256_dpbusd_avx_epi32(sum, w, x) }
     }
     #[inline(always)]
     unsafe fn to_f32(x: __m256i) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(x) }
-    }
-    #[inline(always)]
-    unsafe fn pairs_to_bf16(x: __m256i) -> __m256i {
-        unsafe {
-            let low = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(_mm256_slli_epi32::<16>(x)));
-            let high = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(x));
-            let (low, high) = (_mm256_castps_si256(low), _mm256_castps_si256(high));
-            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            _mm256_or_si256(_mm256_srli_epi32::<16>(low), _mm256_and_si256(high, upper))
-        }
     }
 }
 
@@ -247,6 +246,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
     const TILE_VECTORS: usize = 2;
+    const HAS_DOT_BYTES: bool = VNNI;
     type F = __m512;
     type I = __m512i;
 
@@ -366,6 +366,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn store_bytes(to: *mut i8, x: __m512) {
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(to.cast(), _mm_shuffle_epi8(bytes, middle_swapped()));
+        }
+    }
+    #[inline(always)]
     unsafe fn store_bf16(to: *mut u16, x: [__m512; 2]) {
         unsafe {
             let upper = x.map(|x| _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_castps_si512(x))));
@@ -388,101 +395,81 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe { _mm512_storeu_si512(to.cast(), x) }
     }
     #[inline(always)]
-    unsafe fn low_bytes(x: __m512i) -> __m512i {
-        unsafe { _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(x)) }
+    unsafe fn splat_word(x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn high_bytes(x: __m512i) -> __m512i {
-        unsafe { _mm512_srai_epi16::<8>(x) }
+    unsafe fn even_bytes(x: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(x, _mm512_set1_epi16(0xff)) }
     }
     #[inline(always)]
-    unsafe fn nibbles<const SHIFT: u32>(x: __m512i) -> __m512i {
-        unsafe {
-            let x = match SHIFT {
-                0 => x,
-                4 => _mm512_srli_epi16::<4>(x),
-                8 => _mm512_srli_epi16::<8>(x),
-                _ => _mm512_srli_epi16::<12>(x),
-            };
-            _mm512_and_si512(x, _mm512_set1_epi32(0x000f_000f))
-        }
+    unsafe fn odd_bytes(x: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi16::<8>(x) }
     }
     #[inline(always)]
-    unsafe fn dot_pairs(sum: __m512i, w: __m512i, x: i32) -> __m512i {
-        unsafe {
-            let x = _mm512_set1_epi32(x);
-            match VNNI {
-                true => dpwssd_512(sum, w, x),
-                false => _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)),
-            }
-        }
+    unsafe fn nibbles(x: __m512i) -> [__m512i; 2] {
+        unsafe { [x, _mm512_srli_epi16::<4>(x)].map(|x| _mm512_and_si512(x, _mm512_set1_epi8(15))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(w, x)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(sum, w, x) }
     }
     #[inline(always)]
     unsafe fn to_f32(x: __m512i) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
-    unsafe fn bytes_to_bf16(x: __m512i) -> [__m512i; 2] {
+    unsafe fn bytes_to_bf16(x: __m512i, zero: u8) -> [__m512i; 2] {
         unsafe {
-            // 2²³ + 128 + q is a float whose last byte is q with its sign bit turned.
-            let turned = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
+            // A byte below the bits of 2²³ is a float that much greater.
             let (byte, magic) = (_mm512_set1_epi32(0xff), _mm512_set1_epi32(0x4b00_0000));
+            let less = _mm512_set1_ps(8_388_608.0 + f32::from(zero));
             let float = |shifted: __m512i| {
                 let sum = _mm512_or_si512(_mm512_and_si512(shifted, byte), magic);
-                _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(sum), _mm512_set1_ps(8_388_736.0)))
+                _mm512_castps_si512(_mm512_sub_ps(_mm512_castsi512_ps(sum), less))
             };
             let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
             let pair = |first: __m512i, second: __m512i| {
                 _mm512_or_si512(_mm512_srli_epi32::<16>(first), _mm512_and_si512(second, upper))
             };
             [
-                pair(float(turned), float(_mm512_srli_epi32::<16>(turned))),
-                pair(float(_mm512_srli_epi32::<8>(turned)), float(_mm512_srli_epi32::<24>(turned))),
+                pair(float(x), float(_mm512_srli_epi32::<16>(x))),
+                pair(float(_mm512_srli_epi32::<8>(x)), float(_mm512_srli_epi32::<24>(x))),
             ]
         }
     }
-    #[inline(always)]
-    unsafe fn pairs_to_bf16(x: __m512i) -> __m512i {
-        unsafe {
-            let low = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(x)));
-            let high = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(x));
-            let (low, high) = (_mm512_castps_si512(low), _mm512_castps_si512(high));
-            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            _mm512_or_si512(_mm512_srli_epi32::<16>(low), _mm512_and_si512(high, upper))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Used on the tile unit only, and right without one.
+    #[test]
+    fn bytes_become_pairs_of_bf16() {
+        if !std::arch::is_x86_feature_detected!("avx512bw") {
+            return;
+        }
+        let bytes: [u8; 256] = std::array::from_fn(|i| i as u8);
+        for zero in [0, 128] {
+            for words in bytes.chunks_exact(64) {
+                let mut pairs = [[half::bf16::ZERO; 32]; 2];
+                // SAFETY: the processor has AVX-512; 64 bytes are read and written.
+                unsafe {
+                    let [even, odd] =
+                        Avx512::<false>::bytes_to_bf16(Avx512::<false>::load_words(words.as_ptr()), zero);
+                    Avx512::<false>::store_words(pairs[0].as_mut_ptr().cast(), even);
+                    Avx512::<false>::store_words(pairs[1].as_mut_ptr().cast(), odd);
+                }
+                for (i, byte) in words.iter().enumerate() {
+                    let expected = f32::from(*byte) - f32::from(zero);
+                    assert_eq!(pairs[i % 2][i / 4 * 2 + i % 4 / 2].to_f32(), expected);
+                }
+            }
         }
     }
-}
-
-/// `sum + w₀ · x₀ + w₁ · x₁`, as assembly: LLVM makes two instructions of the intrinsic, to shorten chains that
-/// kernels do not have.
-#[inline]
-#[target_feature(enable = "avx2,avxvnni")]
-unsafe fn dpwssd_256(mut sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
-    unsafe {
-        asm!(
-            "{{vex}} vpdpwssd {sum}, {w}, {x}",
-            sum = inout(ymm_reg) sum,
-            w = in(ymm_reg) w,
-            x = in(ymm_reg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sum
-}
-
-/// `sum + w₀ · x₀ + w₁ · x₁`, as assembly: LLVM makes two instructions of the intrinsic, to shorten chains that
-/// kernels do not have.
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn dpwssd_512(mut sum: __m512i, w: __m512i, x: __m512i) -> __m512i {
-    unsafe {
-        asm!(
-            "vpdpwssd {sum}, {w}, {x}",
-            sum = inout(zmm_reg) sum,
-            w = in(zmm_reg) w,
-            x = in(zmm_reg) x,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sum
 }

@@ -170,8 +170,8 @@ pub(super) fn bf16(
     Ok(())
 }
 
-/// As [`super::integer`], and with its bits: bf16 holds weights (without their scales) and both parts of an activation,
-/// f32 every partial sum of a group.
+/// As [`super::integer`], and with its bits: bf16 holds weights and activations (without their scales), f32 every partial
+/// sum of a group. Activations are laid as tiles: `[row / 16][group][row % 16][input % 32]`.
 ///
 /// # Errors
 /// `OUT_OF_MEMORY` for the activations' tiles.
@@ -187,7 +187,7 @@ pub(super) fn quantized<W: Weights>(
     let panel_bytes = W::panel_bytes(groups);
     assert_eq!(panels.len(), outputs.div_ceil(PANEL) * panel_bytes);
     let row_tiles = rows.div_ceil(ROWS);
-    let per_row_tile = groups * 2 * TILE;
+    let per_row_tile = groups * TILE;
     let tiles = scratch.split.reserve(row_tiles * per_row_tile)?;
     let scales = scratch.rows.reserve(row_tiles * ROWS * groups * 2)?;
     {
@@ -199,18 +199,9 @@ pub(super) fn quantized<W: Weights>(
                 let out = Tiles(tiles.slice(tile * per_row_tile, per_row_tile));
                 let scales = scales.slice(tile * ROWS * groups * 2, ROWS * groups * 2);
                 let rows = ROWS.min(rows - tile * ROWS);
-                let x = operands.x;
-                let sums = W::HAS_MIN;
-                Level::Amx.run(Quantize {
-                    sums,
-                    x,
-                    first: tile * ROWS,
-                    rows,
-                    inputs,
-                    tile: ROWS,
-                    scales,
-                    out,
-                });
+                let (x, first) = (operands.x, tile * ROWS);
+                let weights = PhantomData::<W>;
+                Level::Amx.run(Quantize { x, first, rows, inputs, tile: ROWS, scales, out, weights });
             }
         });
     }
@@ -229,33 +220,22 @@ pub(super) fn quantized<W: Weights>(
     Ok(())
 }
 
-/// Activations that are integers times a power of two, as the two tiles of a step: `x = high + low`, both of which
-/// bf16 holds.
+/// Activations that are integers, as the tile of a step.
 struct Tiles<'a>(&'a mut [u16]);
 
 impl Sink for Tiles<'_> {
     #[inline(always)]
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], unit: f32) {
-        let at = &mut self.0[group * 2 * TILE + row * STEP + input..][..TILE + 2 * S::LANES];
-        // SAFETY: both tiles have room from there on.
-        unsafe {
-            let (unit, round) = (S::splat(unit), S::splat(ROUND_TO_32));
-            // To the nearest multiple of 32: seven bits and the sign.
-            let high = x.map(|x| S::sub(S::add(x, round), round));
-            let low = [S::sub(x[0], high[0]), S::sub(x[1], high[1])];
-            S::store_bf16(at.as_mut_ptr(), high.map(|x| S::mul(x, unit)));
-            S::store_bf16(at.as_mut_ptr().add(TILE), low.map(|x| S::mul(x, unit)));
-        }
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2]) {
+        let at = &mut self.0[group * TILE + row * STEP + input..][..2 * S::LANES];
+        // SAFETY: the tile has room from there on.
+        unsafe { S::store_bf16(at.as_mut_ptr(), x) };
     }
 }
-
-/// 1.5 · 2²³ · 32.
-const ROUND_TO_32: f32 = 402_653_184.0;
 
 /// A part of a product with quantized weights.
 struct Product<'a, W> {
     tiles: *const u16,
-    /// `[row / 16][group][unit, sum][row % 16]`, see [`Quantize`].
+    /// `[row / 16][group][unit, of_sum][row % 16]`, see [`Quantize`].
     scales: *const f32,
     groups: usize,
     panels: *const u8,
@@ -276,7 +256,7 @@ impl<W: Weights> Kernel for InRoom<'_, W> {
         let Part { row: start, rows, outputs, .. } = product.part;
         let end = start + rows;
         // As many row tiles as the second-level cache holds, all passes alike.
-        let most = (ROW_TILES_BYTES / (product.groups * 4 * TILE)).clamp(1, MAX_ROW_TILES);
+        let most = (ROW_TILES_BYTES / (product.groups * 2 * TILE)).clamp(1, MAX_ROW_TILES);
         let count = rows.div_ceil(rows.div_ceil(most));
         let panels = outputs.div_ceil(PANEL);
         for first in (start..end).step_by(count) {
@@ -373,11 +353,11 @@ impl<W: Weights> RowTile<'_, W> {
         unsafe {
             let mut last = None;
             for (g, weights) in weights.iter().enumerate() {
-                let activations = self.product.tiles.add((self.row_tile * all + self.chunk + g) * 2 * TILE);
+                let activations = self.product.tiles.add((self.row_tile * all + self.chunk + g) * TILE);
                 // The next group's, or the next row tile's of the chunk.
                 let next = if g + 1 < self.groups { 1 } else { all + 1 - self.groups };
-                for line in (0..2 * TILE).step_by(32) {
-                    S::prefetch(activations.wrapping_add(next * 2 * TILE + line).cast());
+                for line in (0..TILE).step_by(32) {
+                    S::prefetch(activations.wrapping_add(next * TILE + line).cast());
                 }
                 load(activations);
                 for (p, weights) in weights[..PANELS].iter().enumerate() {
@@ -435,7 +415,9 @@ unsafe fn add<S: Simd, W: Weights, const GROUPS: usize>(
                 let at = total.as_mut_ptr().add(v);
                 let mut total = S::load(at);
                 for g in 0..GROUPS {
-                    total = S::mul_add(S::load(sums[g].0[r].as_ptr().add(v)), scale[g], total);
+                    let unit = S::splat(*scales.add(2 * g * ROWS + r));
+                    let sum = S::mul(S::load(sums[g].0[r].as_ptr().add(v)), unit);
+                    total = S::mul_add(sum, scale[g], total);
                     if W::HAS_MIN {
                         total = S::mul_add(min[g], S::splat(*scales.add((2 * g + 1) * ROWS + r)), total);
                     }
@@ -450,17 +432,16 @@ unsafe fn add<S: Simd, W: Weights, const GROUPS: usize>(
 #[repr(align(64))]
 struct Sums([[f32; PANEL]; ROWS]);
 
-/// Loads the two tiles of a group's activations of 16 tokens.
+/// Loads the tile of a group's activations of 16 tokens.
 ///
 /// # Safety
-/// The unit is configured; `activations` are those tiles.
+/// The unit is configured; `activations` are that tile.
 #[inline(always)]
 unsafe fn load(activations: *const u16) {
     // SAFETY: the caller's conditions. Tile registers are not used by compiled code.
     unsafe {
         asm!(
             "tileloadd tmm4, [{a} + {row}*1]",
-            "tileloadd tmm5, [{a} + {row}*1 + 1024]",
             a = in(reg) activations,
             row = in(reg) 64usize,
             options(nostack, readonly, preserves_flags),
@@ -483,8 +464,6 @@ unsafe fn begin(second: bool, weights: *const u16) {
                 concat!("tilezero tmm", $right),
                 concat!("tdpbf16ps tmm", $left, ", tmm4, tmm6"),
                 concat!("tdpbf16ps tmm", $right, ", tmm4, tmm7"),
-                concat!("tdpbf16ps tmm", $left, ", tmm5, tmm6"),
-                concat!("tdpbf16ps tmm", $right, ", tmm5, tmm7"),
                 w = in(reg) weights,
                 pair = in(reg) 128usize,
                 options(nostack, readonly, preserves_flags),
@@ -541,7 +520,9 @@ unsafe fn widen<S: Simd, W: Weights>(panel: *const u8, group: usize, tiles: &mut
         }
         for i in 0..4 {
             for output in (0..PANEL).step_by(S::LANES) {
-                for (k, pair) in W::bf16_pairs::<S>(panel, group, i, output).into_iter().enumerate() {
+                let bytes = W::bytes::<S>(panel, group, i, output);
+                let pairs = bytes.map(|bytes| S::bytes_to_bf16(bytes, W::ZERO));
+                for (k, pair) in pairs.into_iter().flatten().enumerate() {
                     let at = tiles.as_mut_ptr().add(((4 * i + k) * PANEL + output) * 2);
                     S::store_words(at.cast(), pair);
                 }

@@ -20,7 +20,7 @@ use crate::error::Result;
 /// Inputs summed before they are added to the output: 256 · 32 · 4 bytes of a panel fit the first-level cache.
 const BLOCK: usize = 256;
 /// How far ahead of its use a stream's memory is asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 3072;
 /// Bytes of x that stay in the second-level cache while all of a weight passes by.
 const RESIDENT: usize = 512 << 10;
 /// From so many tokens on, 16-bit weights are widened once per block instead of at each use.
@@ -28,6 +28,9 @@ const WIDEN_FROM: usize = 16;
 
 /// A weight's element type, as the inner loop reads it.
 trait Element: Copy {
+    /// Whether to widen takes so little that a tile of 12 rows does better to do it again than to read what was stored.
+    const WIDENS_AT_ONCE: bool = false;
+
     /// The weights of two neighbouring inputs for LANES outputs from `output` on, widened. `pair` points at
     /// the first input's weights in its panel.
     ///
@@ -65,6 +68,8 @@ impl Element for f32 {
 }
 
 impl Element for Bf16 {
+    const WIDENS_AT_ONCE: bool = true;
+
     #[inline(always)]
     unsafe fn load_pair<S: Simd>(pair: *const Self, output: usize) -> [S::F; 2] {
         // SAFETY: the caller's condition.
@@ -274,7 +279,8 @@ impl<W: Element> Product<W> {
         unsafe {
             let weight = self.panel_block(panel, block);
             let next = weight.wrapping_add(next * PANEL).cast();
-            if size_of::<W>() == 4 || self.rows < WIDEN_FROM {
+            let at_once = size_of::<W>() == 4 || W::WIDENS_AT_ONCE && S::TILE_ROWS == 12;
+            if at_once || self.rows < WIDEN_FROM {
                 over_rows::<S>(self.rows, &Block { product: self, panel, block, weight, next });
             } else {
                 let mut wide = MaybeUninit::<Wide>::uninit();

@@ -1,13 +1,14 @@
 //! Products with quantized weights: multiply and add of integers.
 //!
-//! Weights are integers times a scale for each group of 32 inputs. Activations are made the same: integers of 13 bits
-//! times a power of two for each 32 of a row. Then the sum over a group, `Σ q · x`, is at most 32 · 127 · 4096 < 2²⁴:
-//! exact in integers and in floats alike, whatever the order and the instruction set. Groups are added one after the
-//! other, so a product has the same bits on VNNI, AVX2 and the tile unit, alone and in any batch. 13 bits cost a
-//! relative error of some 2e-4; GGUF's kernels take activations of 8.
+//! Weights are integers times a scale for each group of 32 inputs. Activations are made the same: for each 32 of a row,
+//! integers of 8 bits times a 127th of the greatest (as GGUF's kernels take them). Then the sum over a group, `Σ q · x`, is
+//! below 2²⁰: exact in integers and in floats alike, whatever the order and the instruction set. Groups are added one
+//! after the other, so a product has the same bits on VNNI, AVX2 and the tile unit, alone and in any batch.
 //!
-//! A product of a pair of 16-bit integers with another, added to a 32-bit sum, is one instruction with VNNI and two
-//! without. As in [`super::float`] a lane is an output, and a pair of activations is broadcast to all lanes.
+//! With VNNI a product of four unsigned bytes with four signed ones, added to a 32-bit sum, is one instruction. So
+//! weights are unsigned: those of q8_0 lie 128 above what they are, and a sum begins with −128 times that of the
+//! activations. Without VNNI bytes are widened to pairs of 16 bits. As in [`super::float`] a lane is an output, and a word
+//! of activations is broadcast to all lanes.
 
 use std::marker::PhantomData;
 
@@ -20,19 +21,22 @@ use crate::cpu::{ConstMatrix, SharedMut};
 use crate::error::Result;
 use crate::quantize::GROUP;
 
-/// The greatest activation of a group becomes an integer of so many bits and its sign: at most 2¹².
-const BITS: u32 = 12;
-/// Added and subtracted, 1.5 · 2²³ rounds to integers.
-const ROUND: f32 = 12_582_912.0;
-/// Pairs of a group.
-pub(super) const PAIRS: usize = GROUP / 2;
+/// The greatest activation of a group becomes this.
+const MOST: f32 = 127.0;
+/// Words of a group of which each is multiplied by a word of weights: of four bytes with VNNI, else of a pair.
+fn group_words(level: Level) -> usize {
+    if level.has_dot_bytes() { GROUP / 4 } else { GROUP / 2 }
+}
 /// How far ahead of its use a panel is asked for, in bytes.
 const AHEAD: usize = 3072;
 
-/// How the weights of a panel become pairs and scales.
+/// How the weights of a panel become bytes and scales.
 pub(super) trait Weights: Copy + Send + Sync {
     /// Whether there is a minimum beside the scale.
     const HAS_MIN: bool;
+
+    /// What the byte of a weight of zero is.
+    const ZERO: u8;
 
     /// Bytes of a group's scales and weights.
     const GROUP_BYTES: usize;
@@ -58,18 +62,11 @@ pub(super) trait Weights: Copy + Send + Sync {
     /// The panel has the group.
     unsafe fn min<S: Simd>(panel: *const u8, group: usize, output: usize) -> S::F;
 
-    /// The pairs of inputs `8 · i … 8 · i + 7` of a group.
+    /// The bytes of inputs `8 · i … 8 · i + 7` of a group: 0, 2, 1, 3 and 4, 6, 5, 7.
     ///
     /// # Safety
     /// The panel has the group; i < 4.
-    unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
-
-    /// The same as pairs of bf16.
-    ///
-    /// # Safety
-    /// The panel has the group; i < 4.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4];
+    unsafe fn bytes<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 2];
 }
 
 #[derive(Clone, Copy)]
@@ -80,6 +77,7 @@ pub(super) struct Q4K;
 
 impl Weights for Q8_0 {
     const HAS_MIN: bool = false;
+    const ZERO: u8 = q8_0::ZERO;
     const GROUP_BYTES: usize = q8_0::GROUP_BYTES;
 
     fn panel_bytes(groups: usize) -> usize {
@@ -105,30 +103,18 @@ impl Weights for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+    unsafe fn bytes<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 2] {
         // SAFETY: the caller's condition.
         unsafe {
             let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
-            let (first, second) = (S::load_words(at), S::load_words(at.add(4 * PANEL)));
-            [S::low_bytes(first), S::high_bytes(first), S::low_bytes(second), S::high_bytes(second)]
-        }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
-        // SAFETY: the caller's condition.
-        unsafe {
-            let at = Self::group(panel, group).add(q8_0::WEIGHTS + (2 * i * PANEL + output) * 4);
-            let [a, b] = S::bytes_to_bf16(S::load_words(at));
-            let [c, d] = S::bytes_to_bf16(S::load_words(at.add(4 * PANEL)));
-            [a, b, c, d]
+            [S::load_words(at), S::load_words(at.add(4 * PANEL))]
         }
     }
 }
 
 impl Weights for Q4K {
     const HAS_MIN: bool = true;
+    const ZERO: u8 = 0;
     const GROUP_BYTES: usize = q4_k::GROUP_BYTES;
 
     fn panel_bytes(groups: usize) -> usize {
@@ -161,20 +147,12 @@ impl Weights for Q4K {
     }
 
     #[inline(always)]
-    unsafe fn pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
+    unsafe fn bytes<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 2] {
         // SAFETY: the caller's condition.
         unsafe {
             let at = Self::group(panel, group).add(q4_k::WEIGHTS + (i * PANEL + output) * 4);
-            let words = S::load_words(at);
-            [S::nibbles::<0>(words), S::nibbles::<4>(words), S::nibbles::<8>(words), S::nibbles::<12>(words)]
+            S::nibbles(S::load_words(at))
         }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn bf16_pairs<S: Simd>(panel: *const u8, group: usize, i: usize, output: usize) -> [S::I; 4] {
-        // SAFETY: the caller's condition.
-        unsafe { Self::pairs::<S>(panel, group, i, output).map(|pair| S::pairs_to_bf16(pair)) }
     }
 }
 
@@ -202,27 +180,21 @@ pub(super) fn linear<W: Weights>(
     assert_eq!(panels.len(), outputs.div_ceil(PANEL) * panel_bytes);
     let tile = if rows == 1 { 1 } else { level.tile_rows() };
     let tiles = rows.div_ceil(tile);
-    let words = scratch.words.reserve(tiles * tile * groups * PAIRS)?;
+    let group_words = group_words(level);
+    let words = scratch.words.reserve(tiles * tile * groups * group_words)?;
     let scales = scratch.rows.reserve(tiles * tile * groups * 2)?;
     {
         let (words, scales) = (SharedMut::new(words), SharedMut::new(scales));
         threads.run(tiles, &|t| {
             // SAFETY: the level was detected; each task writes its own tile; its rows are x's.
             unsafe {
-                let words = words.slice(t * tile * groups * PAIRS, tile * groups * PAIRS);
+                let words = words.slice(t * tile * groups * group_words, tile * groups * group_words);
                 let scales = scales.slice(t * tile * groups * 2, tile * groups * 2);
                 let rows = tile.min(rows - t * tile);
-                let out = Words { words, tile };
-                level.run(Quantize {
-                    sums: W::HAS_MIN,
-                    x: operands.x,
-                    first: t * tile,
-                    rows,
-                    inputs,
-                    tile,
-                    scales,
-                    out,
-                });
+                let out = Words { words, tile, group_words };
+                let weights = PhantomData::<W>;
+                let (x, first) = (operands.x, t * tile);
+                level.run(Quantize { x, first, rows, inputs, tile, scales, out, weights });
             }
         });
     }
@@ -232,7 +204,7 @@ pub(super) fn linear<W: Weights>(
         // SAFETY: the level was detected; the pointers cover the part's rows, inputs and outputs; parts are disjoint.
         unsafe {
             level.run(Product {
-                words: words[row * PAIRS..].as_ptr(),
+                words: words[row * group_words..].as_ptr(),
                 scales: scales[row * 2..].as_ptr(),
                 tile,
                 rows: part.rows,
@@ -252,41 +224,49 @@ pub(super) fn linear<W: Weights>(
 
 /// Where quantized activations go.
 pub(super) trait Sink {
-    /// Those of two vectors of inputs, from `input` on, of a group of one row of the tile: integers, and what a unit is
-    /// worth.
+    /// Those of two vectors of inputs, from `input` on, of a group of one row of the tile, as integers.
     ///
     /// # Safety
     /// The processor must have `S`; the row and group must be there.
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], unit: f32);
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2]);
 }
 
-/// `[group][pair][row]`, pairs as words.
+/// `[group][word][row]`: a word is a pair of 16 bits, or four bytes, inputs 0, 2, 1, 3.
 struct Words<'a> {
     words: &'a mut [i32],
     tile: usize,
+    group_words: usize,
 }
 
 impl Sink for Words<'_> {
     #[inline(always)]
-    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2], _: f32) {
-        let mut integers = [0i16; GROUP];
+    unsafe fn put<S: Simd>(&mut self, row: usize, group: usize, input: usize, x: [S::F; 2]) {
+        let per_word = GROUP / self.group_words;
+        let words = &mut self.words[(group * self.group_words + input / per_word) * self.tile + row..];
+        let mut integers = [0i32; GROUP / 2];
+        let to = integers.as_mut_ptr();
         // SAFETY: LANES ≤ 16.
         unsafe {
-            S::store_i16(integers.as_mut_ptr(), x[0]);
-            S::store_i16(integers.as_mut_ptr().add(S::LANES), x[1]);
+            match per_word {
+                2 => {
+                    S::store_i16(to.cast(), x[0]);
+                    S::store_i16(to.cast::<i16>().add(S::LANES), x[1]);
+                }
+                _ => {
+                    S::store_bytes(to.cast(), x[0]);
+                    S::store_bytes(to.cast::<i8>().add(S::LANES), x[1]);
+                }
+            }
         }
-        let words = &mut self.words[(group * PAIRS + input / 2) * self.tile..][..S::LANES * self.tile];
-        for (p, word) in words.iter_mut().skip(row).step_by(self.tile).enumerate() {
-            *word = i32::from(integers[2 * p + 1]) << 16 | i32::from(integers[2 * p]) & 0xffff;
-        }
+        let integers = &integers[..2 * S::LANES / per_word];
+        words.iter_mut().step_by(self.tile).zip(integers).for_each(|(word, integer)| *word = *integer);
     }
 }
 
-/// Makes integers of a tile of rows. `scales` is `[group][unit, sum][row]`: what a unit is worth, and the sum of the
-/// group's activations as they are now.
-pub(super) struct Quantize<'a, O> {
-    /// Whether sums are wanted.
-    pub sums: bool,
+/// Makes integers of a tile of rows. `scales` is `[group][unit, of_sum][row]`: what a unit is worth, and what a product
+/// needs of the sum of the group's activations: that sum where weights have a minimum, else (an integer) what the
+/// group's sum begins with.
+pub(super) struct Quantize<'a, W, O> {
     pub x: ConstMatrix,
     pub first: usize,
     pub rows: usize,
@@ -294,9 +274,10 @@ pub(super) struct Quantize<'a, O> {
     pub tile: usize,
     pub scales: &'a mut [f32],
     pub out: O,
+    pub weights: PhantomData<W>,
 }
 
-impl<O: Sink> Kernel for Quantize<'_, O> {
+impl<W: Weights, O: Sink> Kernel for Quantize<'_, W, O> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         // SAFETY: the rows and inputs are x's; lanes beyond the last input are masked.
@@ -319,24 +300,22 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
                     }
                     let (unit, to_integers) =
                         units(S::largest(S::max(largest, S::sub(S::splat(0.0), least))));
-                    let (to_integers, round) = (S::splat(to_integers), S::splat(ROUND));
                     let mut sum = S::splat(0.0);
                     for i in (0..GROUP).step_by(2 * S::LANES) {
                         let x = [load(i), load(i + S::LANES)];
-                        let x = x.map(|x| S::sub(S::mul_add(x, to_integers, round), round));
-                        if self.sums {
-                            sum = S::add(sum, S::add(x[0], x[1]));
-                        }
-                        self.out.put::<S>(row, group, i, x, unit);
+                        let x = x.map(|x| S::round(S::mul(x, S::splat(to_integers))));
+                        sum = S::add(sum, S::add(x[0], x[1]));
+                        self.out.put::<S>(row, group, i, x);
                     }
-                    self.scales[2 * group * self.tile + row] = unit;
-                    if self.sums {
-                        self.scales[(2 * group + 1) * self.tile + row] = unit * S::sum(sum);
-                    }
+                    let scales = &mut self.scales[2 * group * self.tile + row..];
+                    scales[0] = unit;
+                    scales[self.tile] = match W::HAS_MIN {
+                        true => unit * S::sum(sum),
+                        false => f32::from_bits((-i32::from(W::ZERO) * S::sum(sum) as i32) as u32),
+                    };
                 }
                 // 0 · x is NaN where x is no number or infinite: then so are the row's products.
                 if S::sum(zero).is_nan() {
-                    self.out.put::<S>(row, 0, 0, [S::splat(1.0); 2], f32::NAN);
                     self.scales[row] = f32::NAN;
                 }
             }
@@ -344,16 +323,11 @@ impl<O: Sink> Kernel for Quantize<'_, O> {
     }
 }
 
-/// What a unit of a group is worth, and its inverse: powers of two, so that multiplying by them is exact.
+/// What a unit of a group is worth, and its inverse.
 #[inline(always)]
 fn units(largest: f32) -> (f32, f32) {
-    let exponent = largest.to_bits() >> 23;
-    // Below 2⁻¹¹⁵ all is zero.
-    if exponent < BITS || exponent == 255 {
-        return (0.0, 0.0);
-    }
-    let power = |exponent: u32| f32::from_bits(exponent << 23);
-    (power(exponent + 1 - BITS), power(253 + BITS - exponent))
+    // Below all is zero: both are numbers that no processor flushes.
+    if largest < 2e-35 { (0.0, 0.0) } else { (largest / MOST, MOST / largest) }
 }
 
 /// A product of some rows of integers with some panels.
@@ -376,7 +350,7 @@ struct Product<W> {
 }
 
 impl<W: Weights> Kernel for Product<W> {
-    const HAS_DOT_PAIRS: bool = true;
+    const HAS_DOT_BYTES: bool = true;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -428,9 +402,11 @@ impl<W: Weights> Panel<'_, W> {
     unsafe fn streams<S: Simd, const ROWS: usize, const STREAMS: usize>(&self, row: usize) {
         // SAFETY: passed on.
         unsafe {
-            match S::TILE_VECTORS {
-                1 => self.streams_of::<S, ROWS, 1, STREAMS>(row),
-                _ => self.streams_of::<S, ROWS, 2, STREAMS>(row),
+            // Where weights need no widening, a tile of one vector whose sums and totals are all in registers is faster.
+            if S::TILE_VECTORS == 1 || S::HAS_DOT_BYTES && ROWS > 4 {
+                self.streams_of::<S, ROWS, 1, STREAMS>(row);
+            } else {
+                self.streams_of::<S, ROWS, 2, STREAMS>(row);
             }
         }
     }
@@ -446,7 +422,8 @@ impl<W: Weights> Panel<'_, W> {
         unsafe {
             let panel = self.product.panels.add(self.panel * panel_bytes);
             let (first, within) = (row / tile * tile, row % tile);
-            let words = self.product.words.add(first * groups * PAIRS + within);
+            let group_words = if S::HAS_DOT_BYTES { GROUP / 4 } else { GROUP / 2 };
+            let words = self.product.words.add(first * groups * group_words + within);
             let scales = self.product.scales.add(first * groups * 2 + within);
             for half in (0..PANEL).step_by(VECTORS * S::LANES) {
                 let mut totals = [[[S::splat(0.0); VECTORS]; ROWS]; STREAMS];
@@ -469,9 +446,15 @@ impl<W: Weights> Panel<'_, W> {
                                 S::prefetch(W::group(panel, group).wrapping_add(AHEAD + line));
                             }
                         }
-                        let words = words.add(group * PAIRS * tile);
-                        let sums = Self::sums::<S, ROWS, VECTORS>(panel, group, half, words, tile);
+                        let words = words.add(group * group_words * tile);
                         let scales = scales.add(2 * group * tile);
+                        let mut sums = [[S::zero(); VECTORS]; ROWS];
+                        if !W::HAS_MIN {
+                            for (r, sums) in sums.iter_mut().enumerate() {
+                                *sums = [S::splat_word(*scales.add(tile + r).cast()); VECTORS];
+                            }
+                        }
+                        Self::sum::<S, ROWS, VECTORS>(panel, group, half, words, tile, &mut sums);
                         for v in 0..VECTORS {
                             let scale = W::scale::<S>(panel, group, half + v * S::LANES);
                             let min = W::min::<S>(panel, group, half + v * S::LANES);
@@ -506,48 +489,62 @@ impl<W: Weights> Panel<'_, W> {
         (output, S::LANES.min(self.product.outputs.saturating_sub(output)))
     }
 
-    /// The sums of a group.
+    /// Adds a group's products to its sums.
     #[inline(always)]
-    unsafe fn sums<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize>(
         panel: *const u8,
         group: usize,
         output: usize,
         words: *const i32,
         tile: usize,
-    ) -> [[S::I; VECTORS]; ROWS] {
+        sums: &mut [[S::I; VECTORS]; ROWS],
+    ) {
         // SAFETY: the caller's panel, group and rows.
         unsafe {
-            let mut sums = [[S::zero(); VECTORS]; ROWS];
-            for i in 0..4 {
-                let words = words.add(4 * i * tile);
-                let mut w = [[S::zero(); 4]; VECTORS];
-                for (v, w) in w.iter_mut().enumerate() {
-                    *w = W::pairs::<S>(panel, group, i, output + v * S::LANES);
+            for i in 0..GROUP / 8 {
+                let mut bytes = [[S::zero(); 2]; VECTORS];
+                for (v, bytes) in bytes.iter_mut().enumerate() {
+                    *bytes = W::bytes::<S>(panel, group, i, output + v * S::LANES);
                 }
-                // Written out: as a loop the compiler would keep the pairs in memory.
-                accumulate::<S, ROWS, VECTORS, 0>(&mut sums, words, &w);
-                accumulate::<S, ROWS, VECTORS, 1>(&mut sums, words.add(tile), &w);
-                accumulate::<S, ROWS, VECTORS, 2>(&mut sums, words.add(2 * tile), &w);
-                accumulate::<S, ROWS, VECTORS, 3>(&mut sums, words.add(3 * tile), &w);
+                // Written out: as a loop the compiler would keep the weights in memory.
+                if S::HAS_DOT_BYTES {
+                    let words = words.add(2 * i * tile);
+                    accumulate::<S, ROWS, VECTORS>(sums, words, bytes.map(|[first, _]| first));
+                    accumulate::<S, ROWS, VECTORS>(sums, words.add(tile), bytes.map(|[_, second]| second));
+                } else {
+                    let words = words.add(4 * i * tile);
+                    let (first, second) = (bytes.map(|[first, _]| first), bytes.map(|[_, second]| second));
+                    accumulate::<S, ROWS, VECTORS>(sums, words, first.map(|x| S::even_bytes(x)));
+                    accumulate::<S, ROWS, VECTORS>(sums, words.add(tile), first.map(|x| S::odd_bytes(x)));
+                    accumulate::<S, ROWS, VECTORS>(
+                        sums,
+                        words.add(2 * tile),
+                        second.map(|x| S::even_bytes(x)),
+                    );
+                    accumulate::<S, ROWS, VECTORS>(
+                        sums,
+                        words.add(3 * tile),
+                        second.map(|x| S::odd_bytes(x)),
+                    );
+                }
             }
-            sums
         }
     }
 }
 
-/// `sums[r] += x[r] · w` for the K-th pair of all rows.
+/// `sums[r] += x[r] · w`: x the words of all rows.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize, const K: usize>(
+unsafe fn accumulate<S: Simd, const ROWS: usize, const VECTORS: usize>(
     sums: &mut [[S::I; VECTORS]; ROWS],
     x: *const i32,
-    w: &[[S::I; 4]; VECTORS],
+    w: [S::I; VECTORS],
 ) {
     for (r, sums) in sums.iter_mut().enumerate() {
         // SAFETY: the caller's rows.
         unsafe {
-            let x = *x.add(r);
-            for (w, sum) in w.iter().zip(sums) {
-                *sum = S::dot_pairs(*sum, w[K], x);
+            let x = S::splat_word(*x.add(r));
+            for (w, sum) in w.into_iter().zip(sums) {
+                *sum = if S::HAS_DOT_BYTES { S::dot_bytes(*sum, w, x) } else { S::dot_pairs(*sum, w, x) };
             }
         }
     }

@@ -26,26 +26,27 @@ pub(super) enum Panels {
 }
 
 /// A group of 32 inputs of a q8_0 panel: 32 scales (f16, `[output]`), then the weights, `[input / 4][output]`, a word
-/// of four bytes each. A word's bytes are inputs 0, 2, 1, 3, so that its even bytes, sign-extended to 16 bits, are
-/// the pair of inputs 0 and 1, its odd bytes that of 2 and 3.
+/// of four bytes each, unsigned: 128 more than they are. A word's bytes are inputs 0, 2, 1, 3, so that its even bytes,
+/// widened to 16 bits, are the pair of inputs 0 and 1, its odd bytes that of 2 and 3.
 pub(super) mod q8_0 {
     use super::{GROUP, PANEL};
 
     /// Where the weights begin.
     pub const WEIGHTS: usize = 2 * PANEL;
+    /// What a weight of zero is.
+    pub const ZERO: u8 = 128;
     /// Bytes of a group.
     pub const GROUP_BYTES: usize = WEIGHTS + GROUP * PANEL;
 
     /// Where the weight of input `i` of the group lies.
     pub fn weight(i: usize, output: usize) -> usize {
-        WEIGHTS + (i / 4 * PANEL + output) * 4 + [0, 2, 1, 3][i % 4]
+        WEIGHTS + (i / 4 * PANEL + output) * 4 + super::byte(i)
     }
 }
 
 /// A block of 256 inputs of a q4_K panel: 32 `d`, 32 `d_min` (f16), then eight groups: 32 scales, 32 mins (a byte
-/// each, so 4.625 bits a weight instead of 4.5), the weights, `[input / 8][output]`, a word of eight times four bits
-/// each. The lower half of a word holds inputs 0, 2, 4, 6 and the upper one 1, 3, 5, 7, from the lowest bits up: so
-/// shifts by 0, 4, 8, 12 give the pairs of inputs (0, 1), (2, 3), (4, 5), (6, 7).
+/// each, so 4.625 bits a weight instead of 4.5), the weights, `[input / 8][output]`, a word of four bytes each: their
+/// lower halves are inputs 0, 2, 1, 3 as in q8_0, the upper ones 4, 6, 5, 7.
 pub(super) mod q4_k {
     use super::{GROUP, PANEL};
 
@@ -62,9 +63,13 @@ pub(super) mod q4_k {
 
     /// Byte and shift of the weight of input `i` of the group.
     pub fn weight(i: usize, output: usize) -> (usize, usize) {
-        let bit = 16 * (i % 2) + 4 * (i % 8 / 2);
-        (WEIGHTS + (i / 8 * PANEL + output) * 4 + bit / 8, bit % 8)
+        (WEIGHTS + (i / 8 * PANEL + output) * 4 + super::byte(i), i % 8 / 4 * 4)
     }
+}
+
+/// The byte of a word that input `i` of its group becomes.
+fn byte(i: usize) -> usize {
+    [0, 2, 1, 3][i % 4]
 }
 
 /// A packed weight [outputs, inputs].
@@ -162,7 +167,7 @@ impl Packed {
                 for (out, group) in out.chunks_mut(GROUP).zip(groups) {
                     let d = f16(group);
                     for (i, x) in out.iter_mut().enumerate() {
-                        *x = d * f32::from(group[q8_0::weight(i, output)] as i8);
+                        *x = d * (f32::from(group[q8_0::weight(i, output)]) - f32::from(q8_0::ZERO));
                     }
                 }
             }
@@ -234,7 +239,7 @@ fn pack_q8_0(blocks: &[u8], panel: &mut [u8], output: usize) {
     for (block, group) in blocks.zip(panel.chunks_exact_mut(q8_0::GROUP_BYTES)) {
         group[2 * output..][..2].copy_from_slice(&block[..2]);
         for (i, q) in block[2..].iter().enumerate() {
-            group[q8_0::weight(i, output)] = *q;
+            group[q8_0::weight(i, output)] = q.wrapping_add(q8_0::ZERO);
         }
     }
 }

@@ -42,14 +42,18 @@ pub fn linear_backward(x: &[f64], weight: &[f64], out_grad: &[f64], inputs: usiz
     grads
 }
 
-/// Activations [tokens, inputs] as products with quantized weights take them: each the nearest multiple of a power of
-/// two, of which the greatest of its group (32 of a row) has 2048 to 4096.
+/// Activations [tokens, inputs] as products with quantized weights take them: each the nearest multiple of a 127th of the
+/// greatest of its group (32 of a row).
 #[must_use]
 pub fn as_integers(x: &[f32], inputs: usize) -> Vec<f64> {
     let group = |group: &[f32]| {
-        let largest = group.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
-        let unit = if largest < 2f64.powi(-115) { 1.0 } else { (largest.log2().floor() - 11.0).exp2() };
-        group.iter().map(|x| (f64::from(*x) / unit).round_ties_even() * unit).collect::<Vec<_>>()
+        let largest = group.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        let (unit, to_integers) =
+            if largest < 2e-35 { (0.0, 0.0) } else { (largest / 127.0, 127.0 / largest) };
+        group
+            .iter()
+            .map(|x| f64::from((x * to_integers).round_ties_even()) * f64::from(unit))
+            .collect::<Vec<_>>()
     };
     x.chunks(inputs).flat_map(|row| row.chunks(32).flat_map(group)).collect()
 }
