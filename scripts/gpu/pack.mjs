@@ -36,7 +36,10 @@ for (const test of ['cuda', 'cuda_lost']) build(test, ['test', '--no-run', '--te
 for (const example of ['speed', 'generation', 'train_speed', 'train_novels'])
   build(example, ['build', '--example', example])
 copyFileSync('scripts/gpu/run.sh', `${folder}/run.sh`)
-writeFileSync(`${folder}/commit`, execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim())
+writeFileSync(
+  `${folder}/commit`,
+  execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim(),
+)
 for (const data of ['crates/mamba/tests/reference', 'models/mamba-novels-7m'])
   cpSync(data, `${folder}/${data}`, { recursive: true })
 const novels = process.env.NODE_MAMBA_NOVELS

@@ -12,7 +12,7 @@ const resultsOf = (card) => `benches/results/training-${card}.json`
 function kernels(csv) {
   const lines = csv.split('\n').filter((line) => line.startsWith('"'))
   const rows = lines.map((line) => line.slice(1, -1).split('","'))
-  const [name, time, unit] = ['Kernel Name', 'gpu__time_duration.sum'].map((column) => rows[0].indexOf(column))
+  const [name, time] = ['Kernel Name', 'gpu__time_duration.sum'].map((column) => rows[0].indexOf(column))
   if (rows[1][time] !== 'ns') throw new Error(`times in ${rows[1][time]}`)
   const kinds = new Map()
   for (const row of rows.slice(2)) {
@@ -33,7 +33,10 @@ function kernels(csv) {
 
 let card = first
 if (novels) {
-  const rows = readFileSync(`${first}/steps.jsonl`, 'utf8').trim().split('\n').map((line) => JSON.parse(line))
+  const rows = readFileSync(`${first}/steps.jsonl`, 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
   const machine = rows.find((row) => row.what === 'machine')
   card = machine.card.split(' ')[1].toLowerCase()
   const runs = readdirSync(novels).map((run) => {
