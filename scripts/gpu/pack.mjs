@@ -35,7 +35,7 @@ function build(name, args) {
 for (const test of ['cuda', 'cuda_lost']) build(test, ['test', '--no-run', '--test', test])
 for (const example of ['speed', 'generation', 'train_speed', 'train_novels'])
   build(example, ['build', '--example', example])
-copyFileSync('scripts/gpu/run.sh', `${folder}/run.sh`)
+for (const file of ['run.sh', 'official_start.py']) copyFileSync(`scripts/gpu/${file}`, `${folder}/${file}`)
 writeFileSync(
   `${folder}/commit`,
   execFileSync('git', ['describe', '--always', '--dirty'], { encoding: 'utf8' }).trim(),

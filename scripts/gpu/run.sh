@@ -3,8 +3,9 @@
 # [test filter] checks under compute-sanitizer, ./run.sh bench times the 130m model, ./run.sh generation FILE measures
 # what crates/mamba/examples/generation does, a JSON object a line, ./run.sh quantized FILE times decoding and prompts with
 # quantized weights beside f16, ./run.sh training FOLDER times training steps and, by the
-# profiler, their kernels, ./run.sh novels FOLDER [SEEDS [PRECISION]] trains the default model again by its own recipe (seed
-# 0, bf16), leaves models and logs in FOLDER, and evaluates them and the official one on the same tokens.
+# profiler, their kernels, ./run.sh novels FOLDER [SEEDS [PRECISION]] trains the default model again by its own recipe, in
+# bf16, leaves models and logs in FOLDER, and evaluates them and the official one on the same tokens. A seed is a number,
+# or "official": the official run's first parameters and batches, drawn again by PyTorch.
 # cuBLAS is looked for in LD_LIBRARY_PATH, then where the CUDA toolkit or pip put it.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -60,9 +61,14 @@ elif [ "${1:-}" = novels ]; then
   evaluate() { ./train_novels evaluate "$1" val.tokens corpus.tokens --precision "$precision" || status=$?; }
   precision=${4:-bf16}
   evaluate models/mamba-novels-7m
-  for seed in ${3:-0}; do
+  for seed in ${3:-official}; do
     out=$2/$precision-$seed
-    ./train_novels run corpus.tokens val.tokens "$out" --precision "$precision" --seed "$seed" || status=$?
+    draws=(--seed "$seed")
+    if [ "$seed" = official ]; then
+      python3 official_start.py corpus.tokens start || status=$?
+      draws=(--start start)
+    fi
+    ./train_novels run corpus.tokens val.tokens "$out" --precision "$precision" "${draws[@]}" || status=$?
     evaluate "$out" | tee "$out/evaluation.json"
   done
   exit $status

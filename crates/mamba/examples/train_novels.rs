@@ -8,7 +8,8 @@
 //!
 //! With the feature `cuda` all of it but `tokens` is on the GPU, in bf16 or by `--precision f32` in f32. The log is as the
 //! official run's: step, seconds, loss, validation loss, learning rate, every 250 steps. `--steps N` for fewer, `--seed N`
-//! for another run. A batch's loss varies by 0.05 with its rows, so what two models have learned of the training data is
+//! for another run, `--start FOLDER` for the first parameters and the batches of the official one
+//! (`scripts/gpu/official_start.py` draws them). A batch's loss varies by 0.05 with its rows, so what two models have learned of the training data is
 //! told by `evaluate`, on the same 240 windows.
 
 use std::path::{Path, PathBuf};
@@ -31,17 +32,18 @@ const WINDOWS: usize = 40;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let path = |i: usize| PathBuf::from(arguments.get(i).expect("a path"));
-    let number = |name: &str, default: u64| {
+    let option = |name: &str| {
         let at = arguments.iter().position(|given| given == name);
-        at.map_or(default, |at| arguments[at + 1].parse().expect("a number"))
+        at.map(|at| arguments[at + 1].as_str())
     };
-    let at = arguments.iter().position(|given| given == "--precision");
-    let precision = at.map_or("bf16", |at| &arguments[at + 1]);
+    let precision = option("--precision").unwrap_or("bf16");
     match arguments.first().map(String::as_str) {
         Some("tokens") => tokens(&path(1), &path(2), &path(3)),
         Some("run") => {
+            let number = |name, default| option(name).map_or(default, |n| n.parse().expect("a number"));
             let (steps, seed) = (number("--steps", 5803), number("--seed", 0));
-            run(backend(precision), &path(1), &path(2), &path(3), steps, seed);
+            let start = option("--start").map(Path::new);
+            run(backend(precision), &path(1), &path(2), &path(3), steps, seed, start);
         }
         Some("evaluate") => evaluate(backend(precision), &path(1), &path(2), &path(3)),
         other => panic!("tokens, run or evaluate, not {other:?}"),
@@ -141,8 +143,22 @@ fn evaluate<B: TrainBackend>(backend: B, model: &Path, validation: &Path, train:
     println!("{}", json!({ "model": model, "validation_loss": validation_loss, "train_loss": train_loss }));
 }
 
-fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path, steps: u64, seed: u64) {
+fn run<B: TrainBackend>(
+    backend: B,
+    train: &Path,
+    validation: &Path,
+    out: &Path,
+    steps: u64,
+    seed: u64,
+    start: Option<&Path>,
+) {
     let (train, validation) = (read(train), read(validation));
+    let official = start.map(|folder| {
+        let begins = std::fs::read(folder.join("begins.u32")).expect("where the rows begin");
+        let begins: Vec<usize> =
+            begins.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four) as usize).collect();
+        (Checkpoint::open(folder, &OpenOptions::default()).expect("the first parameters"), begins)
+    });
     let config = r#"{"d_model": 256, "n_layer": 12, "vocab_size": 8192}"#;
     let options = TrainOptions {
         schedule: Schedule { lr: 3e-3, min_lr: 1e-5, warmup: 200, steps, decay: Decay::Cosine },
@@ -151,14 +167,17 @@ fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path,
         ..TrainOptions::default()
     };
     let config = Config::from_json(config).expect("a shape");
-    let mut trainer = Trainer::new(backend, config, Start::Seed(seed), options).expect("a trainer");
+    let first = official.as_ref().map_or(Start::Seed(seed), |(model, _)| Start::Checkpoint(model, seed));
+    let mut trainer = Trainer::new(backend, config, first, options).expect("a trainer");
     let mut log = Vec::new();
     let began = Instant::now();
     let mut trained = 0.0;
     for step in 0..steps {
         let from = Instant::now();
         let row = |i: usize| {
-            let begin = drawn(seed + 1, step * ROWS as u64 + i as u64, &train);
+            let i = step as usize * ROWS + i;
+            let begin =
+                official.as_ref().map_or_else(|| drawn(seed + 1, i as u64, &train), |(_, begins)| begins[i]);
             &train[begin..begin + LENGTH + 1]
         };
         let report = trainer.step(&[TrainBatch::rows((0..ROWS).map(row))]).expect("a step");
@@ -173,7 +192,7 @@ fn run<B: TrainBackend>(backend: B, train: &Path, validation: &Path, out: &Path,
     let tokens = steps as usize * ROWS * LENGTH;
     let summary = json!({
         "steps": steps,
-        "seed": seed,
+        "seed": start.is_none().then_some(seed),
         "tokens": tokens,
         "tokens_per_second": tokens as f64 / trained,
         "memory_gib": trainer.memory_in_use().map(|bytes| bytes as f64 / f64::from(1 << 30)),
