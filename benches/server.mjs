@@ -1,5 +1,5 @@
 // node --import=tsx benches/server.mjs: what serving costs over the library alone, with 32 streams at a time, and how long
-// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes 75
+// after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes 80
 // seconds, with --quick 15 (the small model only, nothing is written). See benches/README.md.
 import { execFileSync, spawn } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
@@ -203,7 +203,7 @@ else if (process.argv[2] === '--quick') {
   process.exit()
 } else {
   const rows = [
-    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`, 5),
+    await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`, 11),
     await measure('mamba-novels-7m', './models/mamba-novels-7m', 15),
   ]
   const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
