@@ -1,7 +1,7 @@
 // node scripts/gpu/training.mjs STEPS NOVELS [COMMIT]: what `scripts/gpu/run.sh training STEPS` and `run.sh novels NOVELS`
 // left in their folders becomes benches/results/training-<card>.json, docs/training-novels.svg and, printed, the tables of
 // docs/training.md. Without folders the chart and the tables are made from the committed results: with the card alone.
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { chart, table } from './report.mjs'
 
 const json = (path) => JSON.parse(readFileSync(path, 'utf8'))
@@ -39,6 +39,7 @@ if (novels) {
     .map((line) => JSON.parse(line))
   const machine = rows.find((row) => row.what === 'machine')
   card = machine.card.split(' ')[1].toLowerCase()
+  const profile = `${first}/kernels.csv`
   const runs = readdirSync(novels).map((run) => {
     const { log, ...summary } = json(`${novels}/${run}/log.json`)
     const { train_loss, validation_loss } = json(`${novels}/${run}/evaluation.json`)
@@ -52,7 +53,7 @@ if (novels) {
     copy_tb_s: machine.copy_tb_s,
     bf16_tflops: machine.bf16_tflops,
     steps: rows.filter((row) => row !== machine),
-    kernels: kernels(readFileSync(`${first}/kernels.csv`, 'utf8')),
+    kernels: existsSync(profile) ? kernels(readFileSync(profile, 'utf8')) : [],
     novels: runs,
   }
   writeFileSync(resultsOf(card), JSON.stringify(file, null, 1) + '\n')
@@ -71,20 +72,31 @@ table(
   ]),
 )
 const all = file.kernels.reduce((sum, { us }) => sum + us, 0)
+if (file.kernels.length > 0)
+  table(
+    ['kernel', 'launches', 'ms', 'of all'],
+    file.kernels
+      .filter(({ us }) => us > all / 200)
+      .map(({ kernel, launches, us }) => [
+        `\`${kernel}\``,
+        Math.round(launches),
+        (us / 1e3).toFixed(2),
+        `${((100 * us) / all).toFixed(1)} %`,
+      ]),
+  )
+/** How far the losses of batches lie from the official run's at the same step, on average. */
+const apart = (log) => {
+  const pairs = official.log.map(([step, , loss]) => [loss, log.find((entry) => entry[0] === step)[2]])
+  return pairs.reduce((sum, [a, b]) => sum + Math.abs(a - b), 0) / pairs.length
+}
 table(
-  ['kernel', 'launches', 'ms', 'of all'],
-  file.kernels
-    .filter(({ us }) => us > all / 200)
-    .map(({ kernel, launches, us }) => [
-      `\`${kernel}\``,
-      Math.round(launches),
-      (us / 1e3).toFixed(2),
-      `${((100 * us) / all).toFixed(1)} %`,
-    ]),
-)
-table(
-  ['run', 'training loss', 'validation loss'],
-  file.novels.map((run) => [run.run, run.train_loss.toFixed(4), run.validation_loss.toFixed(4)]),
+  ['run', 'training loss', 'validation loss', 'batches apart from the official'],
+  file.novels.map((run) => [
+    run.run,
+    run.train_loss.toFixed(4),
+    run.validation_loss.toFixed(4),
+    apart(run.log).toFixed(4),
+  ]),
 )
 const curve = (log) => log.filter(([step]) => step >= 500).map(([step, , , loss]) => [step, loss])
 writeFileSync(
