@@ -16,6 +16,9 @@ use crate::error::Result;
 /// Steps that all channels of a task take before the next ones: their rows stay in cache and in the TLB.
 const STEPS: usize = 32;
 
+/// Channels ahead whose states and A are asked for: where a task takes a single step, it is over before memory answers.
+const AHEAD: usize = 128;
+
 /// Channels `from .. to` of one sequence.
 #[derive(Clone, Copy)]
 struct Scan {
@@ -215,8 +218,15 @@ macro_rules! sixteen {
 impl<S: Simd> States<S> for Sixteen<S> {
     #[inline(always)]
     unsafe fn load(h: *const f32, a: *const f32, _: usize, stride: usize, lanes: usize) -> Self {
-        // SAFETY: the caller's pointers.
-        unsafe { Self(sixteen!(N => State::load(h.add(N * stride), a.add(N * stride), lanes))) }
+        // SAFETY: the caller's pointers; a prefetch may point anywhere.
+        unsafe {
+            let states = sixteen!(N => State::load(h.add(N * stride), a.add(N * stride), lanes));
+            sixteen!(N => {
+                S::prefetch(h.wrapping_add(N * stride + AHEAD).cast());
+                S::prefetch(a.wrapping_add(N * stride + AHEAD).cast());
+            });
+            Self(states)
+        }
     }
 
     #[inline(always)]
