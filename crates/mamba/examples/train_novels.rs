@@ -182,7 +182,7 @@ fn run<B: TrainBackend>(
         };
         let report = trainer.step(&[TrainBatch::rows((0..ROWS).map(row))]).expect("a step");
         trained += from.elapsed().as_secs_f64();
-        if report.step % 250 == 0 || report.step == steps {
+        if report.step.is_multiple_of(250) || report.step == steps {
             let loss = validation_loss(&mut trainer, &validation);
             let entry = json!([report.step, began.elapsed().as_secs_f64(), report.loss, loss, report.lr]);
             println!("{entry}");
