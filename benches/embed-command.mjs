@@ -3,9 +3,10 @@
 // benches/results/embed-command.json. Run it on a quiet machine, after npm run build.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { cpus, loadavg, tmpdir } from 'node:os'
+import { loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Mamba } from '../dist/index.js'
+import { origin } from './record.mjs'
 
 const count = Number(process.argv[2] ?? 20_000)
 const rounds = 5
@@ -44,13 +45,8 @@ for (let round = 0; round < rounds; round++) {
 }
 rmSync(folder, { recursive: true })
 
-const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
 const record = {
-  date: new Date().toISOString(),
-  commit: git('rev-parse', 'HEAD'),
-  clean: git('status', '--porcelain') === '',
-  processor: cpus()[0].model,
-  cores: cpus().length,
+  ...origin(),
   load: loadavg()[0], // with the bench's own
   node: process.version,
   texts: count,

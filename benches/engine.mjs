@@ -3,12 +3,12 @@
 // Run `npm run build` before, and this on a quiet machine.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { cpus, tmpdir } from 'node:os'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { Mamba } from '../dist/index.js'
+import { origin } from './record.mjs'
 
-const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
 const rounded = (x, digits = 1) => Number(x.toFixed(digits))
 const ids = (count, seed = 0) => Uint32Array.from({ length: count }, (_, i) => ((i + seed) * 7919) % 50277)
 
@@ -127,11 +127,7 @@ try {
   ]
   rows.forEach((row) => console.log(row))
   const record = {
-    date: new Date().toISOString(),
-    commit: git('rev-parse', 'HEAD'),
-    clean: git('status', '--porcelain') === '',
-    processor: cpus()[0].model,
-    cores: cpus().length,
+    ...origin(),
     model: '130m, bf16, random weights',
     rows,
   }

@@ -1,13 +1,14 @@
 // node --import=tsx benches/server.mjs: what serving costs over the library alone, with 32 streams at a time, and how long
 // after a request its first byte comes. Into benches/results/server.json. Run it on a quiet machine; it takes 80
 // seconds, with --quick 15 (the small model only, nothing is written). See benches/README.md.
-import { execFileSync, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
-import { cpus, loadavg } from 'node:os'
+import { loadavg } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { Mamba } from '../dist/index.js'
 import { randomTensors, writeConfig, writeSafetensors } from '../__test__/helpers/checkpoint.ts'
+import { origin } from './record.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 process.chdir(root)
@@ -206,13 +207,8 @@ else if (process.argv[2] === '--quick') {
     await measure('130m shape, vocabulary 8192, random weights', `./${checkpoint()}`, 11),
     await measure('mamba-novels-7m', './models/mamba-novels-7m', 15),
   ]
-  const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
   const record = {
-    date: new Date().toISOString(),
-    commit: git('rev-parse', 'HEAD'),
-    clean: git('status', '--porcelain') === '',
-    processor: cpus()[0].model,
-    cores: cpus().length,
+    ...origin(),
     load: loadavg()[0], // with the bench's own
     node: process.version,
     streams: STREAMS,

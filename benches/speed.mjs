@@ -2,11 +2,10 @@
 // example's rounds, into benches/results/cpu-speed.json. Run it on a quiet machine.
 import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
-import { cpus } from 'node:os'
+import { origin } from './record.mjs'
 
 const cargo = (...args) =>
   execFileSync('cargo', args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] })
-const git = (...args) => execFileSync('git', args, { encoding: 'utf8' }).trim()
 
 cargo('build', '--release', '-p', 'mamba', '--example', 'speed')
 const rows = []
@@ -32,11 +31,7 @@ for (const shape of ['130m', '370m']) {
 
 const cpuinfo = readFileSync('/proc/cpuinfo', 'utf8')
 const record = {
-  date: new Date().toISOString(),
-  commit: git('rev-parse', 'HEAD'),
-  clean: git('status', '--porcelain') === '',
-  processor: cpus()[0].model,
-  cores: cpus().length,
+  ...origin(),
   flags: /flags\s*:\s*(.*)/
     .exec(cpuinfo)?.[1]
     .split(' ')

@@ -1,20 +1,17 @@
 // node benches/streams.mjs: what is left of JavaScript's event loop while 256 streams run, on the default model. Into
 // benches/results/streams-<device>.json, or `--out FILE`. `--device cuda` for a GPU, `--streams 32 --tokens 64` for less. Run
 // `npm run build` before, and this on a quiet machine; it takes ten seconds on two cores.
-import { spawnSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
-import { cpus } from 'node:os'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { Mamba } from 'node-mamba'
+import { origin } from './record.mjs'
 
 const text = { type: 'string' }
 const { values } = parseArgs({ options: { device: text, streams: text, tokens: text, out: text } })
 const { device = 'cpu', out } = values
 const [streams, tokens] = [Number(values.streams ?? 256), Number(values.tokens ?? 100)]
-/** Nothing where there is no repository: a machine that only has the packages. */
-const git = (...args) => spawnSync('git', args, { encoding: 'utf8' }).stdout?.trim()
 const rounded = (x, digits = 2) => Number(x.toFixed(digits))
 
 const model = await Mamba.load('default', { device, maxBatch: streams })
@@ -50,11 +47,7 @@ const { meanBatch, interToken } = model.stats()
 // The timer's own millisecond is no lag.
 const milliseconds = (nanoseconds) => rounded(Math.max(nanoseconds / 1e6 - 1, 0))
 const record = {
-  date: new Date().toISOString(),
-  commit: git('rev-parse', 'HEAD'),
-  clean: git('status', '--porcelain') === '',
-  processor: cpus()[0].model,
-  cores: cpus().length,
+  ...origin(),
   node: process.version,
   device: model.device,
   model: `the default one, ${model.dtype}`,

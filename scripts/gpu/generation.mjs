@@ -2,7 +2,7 @@
 // benches/results/generation-h100.json, the charts in docs/ and, printed, the tables of docs/gpu.md. Without LINES charts
 // and tables are made from the committed results.
 import { readFileSync, writeFileSync } from 'node:fs'
-import { chart, table } from './report.mjs'
+import { chart, measured, table } from './report.mjs'
 
 const results = 'benches/results/generation-h100.json'
 const [lines, commit] = process.argv.slice(2)
@@ -35,17 +35,9 @@ const transformer = { 1: 52, 16: 728 }
 const scanRate = 140e9
 
 if (lines) {
-  const rows = readFileSync(lines, 'utf8')
-    .split('\n')
-    .filter((line) => line.startsWith('{'))
-    .map((line) => JSON.parse(line))
-  const machine = rows.find((row) => row.what === 'machine')
+  const { machine, origin, rows } = measured(readFileSync(lines, 'utf8'), commit)
   const file = {
-    date: new Date().toISOString().slice(0, 10),
-    commit: commit ?? '',
-    card: machine.card,
-    driver: machine.driver,
-    copy_tb_s: machine.copy_tb_s,
+    ...origin,
     f16_tflops: machine.f16_tflops,
     bf16_tflops: machine.bf16_tflops,
     method:
@@ -53,7 +45,7 @@ if (lines) {
       'random weights; decode is the time from the first token of the last sequence to its last, over the steps, ' +
       'median of three rounds; throughput is the better of two rounds, tokens generated over all the time',
     official: 'quoted from the project that measured it on the same kind of card: ms, tokens/s',
-    rows: rows.filter((row) => row.what !== 'machine').map((row) => withFloor(row, machine)),
+    rows: rows.map((row) => withFloor(row, machine)),
   }
   const text = JSON.stringify(file, null, 2)
   // A row a line.

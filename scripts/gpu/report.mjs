@@ -1,5 +1,21 @@
 // What the reports of GPU runs share: tables in Markdown, charts as SVG.
 
+/** What a run on a GPU printed, an object a line: its rows, and of its machine what a record of them begins with. */
+export function measured(text, commit = '') {
+  const objects = text
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line))
+  const machine = objects.find((row) => row.what === 'machine')
+  const { card, driver, copy_tb_s } = machine
+  const date = new Date().toISOString().slice(0, 10)
+  return {
+    machine,
+    origin: { date, commit, card, driver, copy_tb_s },
+    rows: objects.filter((row) => row !== machine),
+  }
+}
+
 /** Prints a table. */
 export function table(head, rows) {
   console.log(`\n| ${head.join(' | ')} |\n|${head.map(() => '---|').join('')}`)

@@ -2,7 +2,7 @@
 // left in their folders becomes benches/results/training-<card>.json, docs/training-novels.svg and, printed, the tables of
 // docs/training.md. Without folders the chart and the tables are made from the committed results: with the card alone.
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { chart, table } from './report.mjs'
+import { chart, measured, table } from './report.mjs'
 
 const json = (path) => JSON.parse(readFileSync(path, 'utf8'))
 const [first, novels, commit] = process.argv.slice(2)
@@ -33,11 +33,7 @@ function kernels(csv) {
 
 let card = first
 if (novels) {
-  const rows = readFileSync(`${first}/steps.jsonl`, 'utf8')
-    .trim()
-    .split('\n')
-    .map((line) => JSON.parse(line))
-  const machine = rows.find((row) => row.what === 'machine')
+  const { machine, origin, rows } = measured(readFileSync(`${first}/steps.jsonl`, 'utf8'), commit)
   card = machine.card.split(' ')[1].toLowerCase()
   const profile = `${first}/kernels.csv`
   const runs = readdirSync(novels).map((run) => {
@@ -46,13 +42,9 @@ if (novels) {
     return { run, ...summary, train_loss, validation_loss, log }
   })
   const file = {
-    date: new Date().toISOString().slice(0, 10),
-    commit: commit ?? '',
-    card: machine.card,
-    driver: machine.driver,
-    copy_tb_s: machine.copy_tb_s,
+    ...origin,
     bf16_tflops: machine.bf16_tflops,
-    steps: rows.filter((row) => row !== machine),
+    steps: rows,
     kernels: existsSync(profile) ? kernels(readFileSync(profile, 'utf8')) : [],
     novels: runs,
   }
