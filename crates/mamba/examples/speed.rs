@@ -4,6 +4,7 @@
 //! Prints a JSON line of the model, then one a round. Options:
 //! - `--device cuda`: on the GPU (with the feature `cuda`).
 //! - `--tokenizer FILE --texts FILE`: embeds the texts (one a line) too, tokenization included.
+//! - `--prefill-chunk N`: so many tokens of prompts a step, instead of the backend's own number.
 //! - `--stdin`: instead of rounds, one measurement for each line read (`prefill 512`, `decode 32 32` for 32
 //!   sequences and 32 steps, `embed FILE`), so that another program can take turns with this one.
 //! - `--save FOLDER`: only writes the weights, and of the ids that `--stdin` would prefill the first 64 with their
@@ -54,7 +55,9 @@ fn main() {
     };
     // A slot for every sequence that is decoded at once.
     let (dtype, threads, max_batch) = (Some(dtype), Some(threads), 64);
-    let options = LoadOptions { device, dtype, threads, max_batch, ..LoadOptions::default() };
+    let prefill_chunk = option("--prefill-chunk").map(|n| n.parse().expect("a number of tokens"));
+    let options =
+        LoadOptions { device, dtype, threads, max_batch, prefill_chunk, ..LoadOptions::default() };
     let began = Instant::now();
     let model = Mamba::from_checkpoint(&checkpoint, tokenizer, &options, &Cancel::default(), &mut |_| {})
         .expect("a model");

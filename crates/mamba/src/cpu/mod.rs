@@ -91,6 +91,14 @@ impl Backend for Cpu {
         "cpu"
     }
 
+    /// With fewer, weights are read more often; with more, a thread's activations leave its caches (docs/cpu.md).
+    fn prefill_chunk(&self) -> usize {
+        match self.level {
+            Level::Amx => 512,
+            _ => (64 * self.threads.count()).clamp(128, 512),
+        }
+    }
+
     fn in_parallel(&mut self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
         self.threads.run(tasks, job);
     }
