@@ -258,6 +258,11 @@ impl RowsMut<'_> {
         }
     }
 
+    /// The same, for one of several calls that write them.
+    pub(crate) fn reborrow(&mut self) -> RowsMut<'_> {
+        RowsMut { buffer: &mut *self.buffer, ..*self }
+    }
+
     /// As [`Rows::pointer`].
     pub(crate) fn pointer(&self, rows: usize, cols: usize, float: Float) -> u64 {
         self.view().pointer(rows, cols, float)
@@ -277,6 +282,11 @@ pub struct States<'a> {
 }
 
 impl States<'_> {
+    /// The same, for one of several calls that write them.
+    pub(crate) fn reborrow(&mut self) -> States<'_> {
+        States { buffer: &mut *self.buffer, ..*self }
+    }
+
     /// Where slot 0's tensor begins, after a check that `elements` of slot `last_slot` lie there.
     pub(crate) fn pointer(&self, elements: usize, last_slot: usize) -> u64 {
         let end = last_slot * self.slot_stride + self.offset + elements;

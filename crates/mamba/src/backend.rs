@@ -181,6 +181,8 @@ pub struct BlockStep<'a, B: Backend> {
     pub follows: bool,
     /// [sequences, d_model]: `residual += mixer(norm(residual))`.
     pub residual: ViewMut<'a, B::Buffer>,
+    /// [sequences, d_model], for the backend's use.
+    pub hidden: ViewMut<'a, B::Buffer>,
     /// [sequences, E], for the backend's use.
     pub u: ViewMut<'a, B::Buffer>,
     /// [sequences, 2E], for the backend's use.
@@ -306,6 +308,20 @@ pub trait Backend: Sized + Send + 'static {
         bias: Option<&Self::Buffer>,
         out: ViewMut<Self::Buffer>,
     ) -> Result<()>;
+
+    /// `residual += x · weightᵀ`: x [tokens, in], weight [out, in], residual [tokens, out] f32. False, with nothing done,
+    /// where that is no better than [`Backend::linear`] and an addition with the next norm.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`].
+    fn linear_onto(
+        &mut self,
+        _x: View<Self::Buffer>,
+        _weight: &Self::Weight,
+        _residual: ViewMut<Self::Buffer>,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 
     /// See [`crate::ops::norm`].
     fn add_norm(&mut self, op: AddNorm<Self::Buffer>) -> Result<()>;

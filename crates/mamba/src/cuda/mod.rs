@@ -198,13 +198,22 @@ impl Backend for Cuda {
         let (x, out, fixed_rows) = (rows(x), rows_mut(out), self.deterministic);
         match weight {
             Weight::Floats(weight) => {
-                linear::product(&self.device, linear::Product { x, weight, bias, out, fixed_rows })
+                linear::product(&self.device, linear::Product { x, weight, bias, out, add: false, fixed_rows })
             }
             Weight::Blocks(weight) => {
                 quantized::product(&self.device, quantized::Product { x, weight, bias, out, fixed_rows })
             }
         }
         .map_err(failed)
+    }
+
+    /// The sum is made where the product is, so the norm behind it reads only that.
+    fn linear_onto(&mut self, x: View<Buffer>, weight: &Weight, residual: ViewMut<Buffer>) -> Result<bool> {
+        let Some(weight) = weight.floats() else { return Ok(false) };
+        let (x, out, fixed_rows) = (rows(x), rows_mut(residual), self.deterministic);
+        let product = linear::Product { x, weight, bias: None, out, add: true, fixed_rows };
+        linear::product(&self.device, product).map_err(failed)?;
+        Ok(true)
     }
 
     fn add_norm(&mut self, op: AddNorm<Buffer>) -> Result<()> {
@@ -273,6 +282,7 @@ impl Backend for Cuda {
             d_conv: op.d_conv,
             follows: op.follows,
             residual: rows_mut(op.residual),
+            hidden: rows_mut(op.hidden),
             u: rows_mut(op.u),
             xz: rows_mut(op.xz),
             y: rows_mut(op.y),

@@ -138,7 +138,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<()> {
         let mixed = self.run(backend, plan, rows, slots, workspace)?;
         let (d_model, vocab) = (self.config.d_model, self.padded_vocab_size());
-        if let (Mixed::Added, Some((norm, eps))) = (mixed, self.norm_f.as_rms())
+        if let (Mixed::Stepped, Some((norm, eps))) = (mixed, self.norm_f.as_rms())
             && rows <= workspace.max_rows()
         {
             let weight = self.lm_head.as_ref().map_or(&self.embedding, |head| &head.weight);
