@@ -6,6 +6,7 @@
 //! it, so results are only there after [`Backend::read`].
 
 use crate::checkpoint::Tensor;
+use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -221,8 +222,8 @@ pub trait Backend: Sized + Send + 'static {
     /// `cpu`, `cuda`, …
     fn name(&self) -> &'static str;
 
-    /// Tokens that a step computes at most where nobody says: as many as fill the device.
-    fn prefill_chunk(&self) -> usize {
+    /// Tokens that a step of such a model computes at most where nobody says: as many as fill the device.
+    fn prefill_chunk(&self, _config: &Config, _dtype: DType) -> usize {
         512
     }
 

@@ -329,7 +329,7 @@ template <class T> void time_shape(Timer &timer, Report &report, const Shape &s,
 }
 
 void time_all(Timer &timer, Report &report) {
-    const std::vector<int> rows = {1, 2, 4, 8, 16, 64, 128, 256};
+    const std::vector<int> rows = {1, 2, 4, 8, 16, 32, 64};
     time_shape<__half>(timer, report, {"130m", 768, 1536, 48, 24, 50280}, rows);
     time_shape<__half>(timer, report, {"1.4b", 2048, 4096, 128, 48, 50280}, rows);
     time_shape<__half>(timer, report, {"2.8b", 2560, 5120, 160, 64, 50280}, rows);

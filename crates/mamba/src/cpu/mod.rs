@@ -13,6 +13,7 @@ use self::simd::Level;
 use self::threads::Threads;
 use crate::backend::{Backend, Batch, View, ViewMut};
 use crate::checkpoint::Tensor;
+use crate::config::Config;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops;
@@ -92,9 +93,10 @@ impl Backend for Cpu {
     }
 
     /// With fewer, weights are read more often; with more, a thread's activations leave its caches (docs/cpu.md).
-    fn prefill_chunk(&self) -> usize {
-        match self.level {
-            Level::Amx => 512,
+    fn prefill_chunk(&self, _: &Config, dtype: DType) -> usize {
+        match (self.level, dtype) {
+            // The tile unit takes less time for the products, so reading the weights would be more of it.
+            (Level::Amx, DType::BF16 | DType::Q8_0 | DType::Q4K) => 512,
             _ => (64 * self.threads.count()).clamp(128, 512),
         }
     }

@@ -19,7 +19,7 @@ use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States, linear, quanti
 
 use crate::backend::{Backend, Batch, BlockStep, HeadStep, Later, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
-use crate::config::NormKind;
+use crate::config::{Config, NormKind};
 use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -97,8 +97,9 @@ impl Backend for Cuda {
         "cuda"
     }
 
-    fn prefill_chunk(&self) -> usize {
-        16384
+    /// Where channels are few it takes more sequences to fill the device with scans (docs/kernels.md).
+    fn prefill_chunk(&self, config: &Config, _: DType) -> usize {
+        if config.d_inner < 2048 { 32768 } else { 16384 }
     }
 
     fn memory(&mut self) -> Option<(u64, u64)> {

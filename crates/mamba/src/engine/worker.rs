@@ -96,7 +96,8 @@ impl<B: Backend> Worker<B> {
     ) -> Result<Self> {
         let count = options.max_batch;
         // Every slot can decode in one step.
-        let tokens = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk()).max(count);
+        let own = || backend.prefill_chunk(&info.config, info.dtype);
+        let tokens = options.prefill_chunk.unwrap_or_else(own).max(count);
         let rows = count.next_power_of_two();
         let decode = backend.decoder(rows, info.vocab_size, count)?.map(Decode::new);
         let (tokens, logit_rows, spare) = match &decode {
