@@ -17,8 +17,9 @@ use crate::params::{
 
 /// Rows (sequences) of a step in four kernels, and of the head's, at most.
 pub const MAX_ROWS: usize = 16;
-/// Rows of any step here at most: of more, dt_proj by cuBLAS and a scan that reads its states alone are faster.
-pub const MANY_ROWS: usize = 64;
+/// Rows times channels of a step at most: of more, x_proj and dt_proj by cuBLAS, and a scan that does nothing else, are
+/// faster.
+pub const MOST: usize = 64 * 5120;
 const THREADS: u32 = 256;
 /// What the kernels that normalize have besides, for 16 rows: the warps' sums and the rows' scales.
 const STATIC_SHARED: usize = 18 << 10;
@@ -74,7 +75,7 @@ impl BlockStep<'_> {
         let (channels, dt_rank) = (self.channels(), self.dt_proj.inputs);
         let aligned = [&self.residual, &self.u, &self.xz, &self.y];
         takes(device, self.in_proj)
-            && self.residual.rows <= MANY_ROWS
+            && self.residual.rows * channels <= MOST
             && channels.is_multiple_of(STEP_CHANNELS)
             && dt_rank.is_multiple_of(8)
             && dt_rank <= MAX_DT_RANK

@@ -23,6 +23,7 @@ use crate::config::{Config, NormKind};
 use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::ops::causal_conv1d::CausalConv1d;
 use crate::ops::norm::AddNorm;
 use crate::ops::pool::{Pool, PoolKind};
@@ -70,6 +71,7 @@ impl Cuda {
             DType::F16 | DType::Q8_0 | DType::Q4K => Float::F16,
         };
         let device = Device::new(ORDINAL).map_err(|error| convert(error, "the device's context"))?;
+        exit::watch();
         Ok(Self { device, float, deterministic: false, readbacks: Arc::default() })
     }
 

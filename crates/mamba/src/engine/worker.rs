@@ -21,6 +21,7 @@ use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::model::{Adapters, Model, Slots, Workspace};
 use crate::text::Tokenizer;
 use crate::train::adapter::Adapter;
@@ -162,6 +163,7 @@ impl<B: Backend> Worker<B> {
         let _end = End(self.life.clone());
         let mut worker = self;
         while worker.receive() {
+            let _work = exit::at_work();
             // A panic is a defect of ours. It ends what was running, not the process, nor the model.
             match catch_unwind(AssertUnwindSafe(|| worker.turn())) {
                 Ok(Ok(())) => {}
@@ -175,6 +177,8 @@ impl<B: Backend> Worker<B> {
             }
             worker.note();
         }
+        let _work = exit::at_work();
+        drop(worker);
     }
 
     fn turn(&mut self) -> Result<()> {
