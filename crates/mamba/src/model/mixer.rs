@@ -1,7 +1,7 @@
 //! What a block mixes over time with. Mixers differ in what they remember, so each states its own
 //! [`StateEntry`]s; nothing outside of this file knows more about them.
 
-use super::{Linear, Loader, Slots, StateEntry, Workspace};
+use super::{Adapters, Linear, Loader, Slots, StateEntry, Workspace};
 use crate::backend::{Backend, BlockStep, View, ViewMut};
 use crate::config::Config;
 use crate::error::Result;
@@ -110,7 +110,7 @@ impl<B: Backend> Mamba1<B> {
         vec![entry("conv_state", self.d_conv - 1), entry("ssm_state", self.d_state)]
     }
 
-    /// The whole block at once, if the batch is one token a sequence and the backend can.
+    /// The whole block at once, if the batch is one token a sequence, no adapter adds to its products, and the backend can.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn step(
         &self,
@@ -124,7 +124,8 @@ impl<B: Backend> Mamba1<B> {
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
     ) -> Result<bool> {
-        if self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
+        let adapted = workspace.adapters.as_ref().is_some_and(Adapters::is_active);
+        if adapted || self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
             return Ok(false);
         }
         let Self { d_inner, d_state, d_conv, .. } = *self;
@@ -169,7 +170,7 @@ impl<B: Backend> Mamba1<B> {
         let Workspace { hidden, xz, u, dt_b_c, delta, y, mixed, adapters, d_model, .. } = workspace;
         let mut adapt =
             |backend: &mut B, projection, x: View<B::Buffer>, out: ViewMut<B::Buffer>| match adapters {
-                Some(adapters) => adapters.add(backend, self.layer, projection, x, out),
+                Some(adapters) => adapters.add(backend, plan, self.layer, projection, x, out),
                 None => Ok(()),
             };
 
