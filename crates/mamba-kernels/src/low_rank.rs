@@ -49,7 +49,12 @@ impl LowRanks {
                     b.inputs
                 );
                 for size in [rank, inputs, outputs] {
-                    Error::check("a dimension of an adapter", size, 0..=i32::MAX as usize, "below 2147483648")?;
+                    Error::check(
+                        "a dimension of an adapter",
+                        size,
+                        0..=i32::MAX as usize,
+                        "below 2147483648",
+                    )?;
                 }
                 for weight in [a, b] {
                     assert!(
@@ -60,8 +65,12 @@ impl LowRanks {
                     kept.push(weight.values.memory().clone());
                 }
                 ranks = ranks.max(rank);
-                entry =
-                    LowRank { a: a.values.pointer(0), b: b.values.pointer(0), rank: rank as i32, reserved: 0 };
+                entry = LowRank {
+                    a: a.values.pointer(0),
+                    b: b.values.pointer(0),
+                    rank: rank as i32,
+                    reserved: 0,
+                };
             }
             words.extend(words_of(&entry));
         }

@@ -15,7 +15,6 @@ use mamba::ops::causal_conv1d::CausalConv1d;
 use mamba::ops::norm::AddNorm;
 use mamba::ops::pool::Pool;
 use mamba::ops::selective_scan::SelectiveScan;
-use mamba::train::adapter::Adapter;
 use mamba::{DType, Mamba, Result};
 
 type Counts = Arc<Mutex<BTreeMap<&'static str, usize>>>;
@@ -258,9 +257,7 @@ fn what_adapters_add_to_is_composed() {
     let model = Model::load(&mut backend, &checkpoint, DType::F32, &mut |_| Ok(())).unwrap();
     let mut slots = Slots::new(&mut backend, model.spec(), 2).unwrap();
     let mut workspace = Workspace::new(&mut backend, model.config(), 16, 16).unwrap();
-    let folders = common::adapters::adapters(model.config());
-    let open = |(_, folder): &(String, _)| Adapter::open(folder, model.config()).unwrap();
-    let adapters: Vec<_> = folders.named.iter().map(open).collect();
+    let adapters = common::adapters::adapters(model.config()).open(model.config());
     workspace.adapters = Some(Adapters::load(&mut backend, model.config(), &adapters, 16).unwrap());
     let (lora, state) = (0, 1);
     let called = || {
@@ -271,7 +268,8 @@ fn what_adapters_add_to_is_composed() {
 
     let plain = "block_step 3, embedding 1, head_step 1";
     let recorded = "add_low_rank 12, add_norm 4, causal_conv1d 3, embedding 1, linear 13, selective_scan 3";
-    let grouped = "accumulate 12, add_norm 4, causal_conv1d 3, embedding 1, linear 36, plan 1, selective_scan 3";
+    let grouped =
+        "accumulate 12, add_norm 4, causal_conv1d 3, embedding 1, linear 36, plan 1, selective_scan 3";
     let whole = "add_norm 1, block_step 3, embedding 1, plan 1";
     let mut batch = Batch::new();
     batch.push(&[1], 0, true);

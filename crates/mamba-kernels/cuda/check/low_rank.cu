@@ -2,6 +2,7 @@
 //   nvcc -arch=sm_90 -O3 -std=c++17 check/low_rank.cu low_rank/*.cu -o low_rank_check; arguments: matrix.h
 #include "../low_rank/params.h"
 #include "matrix.h"
+#include <array>
 
 using namespace harness;
 

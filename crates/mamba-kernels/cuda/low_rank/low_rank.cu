@@ -33,7 +33,7 @@ template <class T> __device__ __forceinline__ void down(const LowRankStep &p) {
     const int j = blockIdx.x, K = p.inputs;
     if (j >= of.rank) return;
     const T *const a = row<T>(of.a, K, j), *const x = row<T>(p.x, p.x_stride, blockIdx.y);
-    const bool whole = K % kWide<T> == 0 && aligned<kWide<T>>(a, 0) && aligned<kWide<T>>(x, 0);
+    const bool whole = K % kWide<T> == 0 && aligned<kWide<T>>(a, 0) && aligned<kWide<T>>(static_cast<const T *>(p.x), p.x_stride);
     float sum[1] = {whole ? part<T, true>(a, x, K) : part<T, false>(a, x, K)};
     block_sum(sum, scratch);
     if (threadIdx.x == 0) p.low[(long long)blockIdx.y * p.ranks + j] = sum[0];

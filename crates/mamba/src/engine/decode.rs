@@ -214,7 +214,15 @@ impl<B: Backend> Worker<B> {
             taking.push((decode.rows.len(), decode.next_ticket));
             let ticket = decode.next_ticket;
             let adapter = adapter(&sequence, &self.workspace);
-            decode.rows.push(Decoding { sequence, slot, ticket, seen: 0, hold: false, parked: false, adapter });
+            decode.rows.push(Decoding {
+                sequence,
+                slot,
+                ticket,
+                seen: 0,
+                hold: false,
+                parked: false,
+                adapter,
+            });
             decode.next_ticket += 1;
         }
         for at in first..decode.rows.len() {

@@ -50,12 +50,7 @@ impl<B: Backend> Adapters<B> {
     ///
     /// # Errors
     /// `OUT_OF_MEMORY`, what the backend gives.
-    pub fn load(
-        backend: &mut B,
-        config: &Config,
-        adapters: &[Adapter],
-        max_tokens: usize,
-    ) -> Result<Self> {
+    pub fn load(backend: &mut B, config: &Config, adapters: &[Adapter], max_tokens: usize) -> Result<Self> {
         let (mut loaded, mut widest_rank) = (Vec::new(), 0);
         for adapter in adapters {
             loaded.push(match &adapter.kind {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use mamba::config::Config;
 use mamba::train::Projection;
+use mamba::train::adapter::Adapter;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -35,6 +36,10 @@ pub fn in_turn(i: u64) -> Option<&'static str> {
 }
 
 impl Adapters {
+    pub fn open(&self, config: &Config) -> Vec<Adapter> {
+        self.named.iter().map(|(_, folder)| Adapter::open(folder, config).unwrap()).collect()
+    }
+
     pub fn folder(&self, name: &str) -> &Path {
         &self.named.iter().find(|(other, _)| other == name).unwrap().1
     }
@@ -46,8 +51,9 @@ fn lora(folder: &Path, config: &Config, rank: usize, targets: &[Projection]) {
     for layer in 0..config.n_layer {
         for target in targets {
             let [outputs, inputs] = target.shape(config);
-            let name =
-                |half| format!("base_model.model.backbone.layers.{layer}.mixer.{}.lora_{half}.weight", target.name());
+            let name = |half| {
+                format!("base_model.model.backbone.layers.{layer}.mixer.{}.lora_{half}.weight", target.name())
+            };
             let a = rng.floats(rank * inputs, (3.0 / inputs as f32).sqrt());
             let b = rng.floats(outputs * rank, 0.3 / (rank as f32).sqrt());
             tensors.push((name("A"), vec![rank, inputs], a));
@@ -60,16 +66,22 @@ fn lora(folder: &Path, config: &Config, rank: usize, targets: &[Projection]) {
 fn state(folder: &Path, config: &Config) {
     let elements = config.n_layer * config.d_inner * (config.d_conv - 1 + config.d_state);
     let values = Rng(1).floats(elements, 0.5);
-    write(folder, json!({ "peft_type": "MAMBA_INITIAL_STATE" }), &[("initial_state".into(), vec![elements], values)]);
+    write(
+        folder,
+        json!({ "peft_type": "MAMBA_INITIAL_STATE" }),
+        &[("initial_state".into(), vec![elements], values)],
+    );
 }
 
 fn write(folder: &Path, config: Value, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     let bytes: Vec<Vec<u8>> =
         tensors.iter().map(|(_, _, values)| values.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
-    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, shape, _), bytes)| (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap()));
     std::fs::create_dir(folder).unwrap();
-    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), safetensors::serialize(views, None).unwrap())
+        .unwrap();
     std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
 }

@@ -35,8 +35,15 @@ pub struct Window {
     pub defect: AtomicBool,
     /// No state can be put into a slot.
     pub full: AtomicBool,
-    /// What was recorded for so many rows, with adapters or without, and how often that could have been replayed.
-    pub recorded: Mutex<BTreeMap<(usize, bool), (Vec<&'static str>, usize)>>,
+    /// By the number of rows, and whether with adapters.
+    pub recorded: Mutex<BTreeMap<(usize, bool), Recorded>>,
+}
+
+/// A recorded step.
+pub struct Recorded {
+    pub calls: Vec<&'static str>,
+    /// How often it could have been replayed.
+    pub replays: usize,
 }
 
 pub struct Plan {
@@ -164,10 +171,16 @@ impl Backend for Ahead {
         }
         for (row, adapter) in adapters.iter().enumerate() {
             let Some([a, b]) = adapter.and_then(|adapter| low_ranks[adapter].as_ref()) else { continue };
-            let (mut low, mut wide) = (self.cpu.alloc(a.outputs(), "A x")?, self.cpu.alloc(out.cols, "B A x")?);
+            let (mut low, mut wide) =
+                (self.cpu.alloc(a.outputs(), "A x")?, self.cpu.alloc(out.cols, "B A x")?);
             let x = View { offset: x.offset + row * x.stride, rows: 1, ..x };
             self.cpu.linear(x, a, None, ViewMut::dense(&mut low, 1, a.outputs()))?;
-            self.cpu.linear(View::dense(&low, 1, a.outputs()), b, None, ViewMut::dense(&mut wide, 1, out.cols))?;
+            self.cpu.linear(
+                View::dense(&low, 1, a.outputs()),
+                b,
+                None,
+                ViewMut::dense(&mut wide, 1, out.cols),
+            )?;
             let offset = out.offset + row * out.stride;
             let out = ViewMut { buffer: &mut *out.buffer, offset, rows: 1, ..out };
             self.cpu.accumulate(View::dense(&wide, 1, out.cols), out)?;
@@ -349,8 +362,8 @@ impl Decoder<Ahead> for Table {
     fn replay(&mut self, backend: &mut Ahead, rows: usize, adapted: bool) -> Result<bool> {
         let mut decoding = self.rows.iter().filter(|row| row.points_at.is_some());
         assert!(adapted || decoding.all(|row| row.adapter().is_none()), "a row goes without its adapter");
-        if let Some((_, replays)) = backend.window.recorded.lock().unwrap().get_mut(&(rows, adapted)) {
-            *replays += 1;
+        if let Some(step) = backend.window.recorded.lock().unwrap().get_mut(&(rows, adapted)) {
+            step.replays += 1;
         }
         Ok(false)
     }
@@ -363,8 +376,9 @@ impl Decoder<Ahead> for Table {
     fn end_recording(&mut self, backend: &mut Ahead, rows: usize, adapted: bool) -> Result<()> {
         let calls = backend.recording.take().expect("a recording");
         let mut recorded = backend.window.recorded.lock().unwrap();
-        let (first, _) = recorded.entry((rows, adapted)).or_insert_with(|| (calls.clone(), 0));
-        assert_eq!(*first, calls, "another step than the one that would be replayed");
+        let step =
+            recorded.entry((rows, adapted)).or_insert_with(|| Recorded { calls: calls.clone(), replays: 0 });
+        assert_eq!(step.calls, calls, "another step than the one that would be replayed");
         Ok(())
     }
 

@@ -14,12 +14,7 @@ pub fn start(model: &Mamba, task: Task, cancel: Cancel) -> mpsc::Receiver<Event>
 }
 
 /// The same with one of the model's adapters.
-pub fn start_with(
-    model: &Mamba,
-    adapter: Option<&str>,
-    task: Task,
-    cancel: Cancel,
-) -> mpsc::Receiver<Event> {
+pub fn start_with(model: &Mamba, adapter: Option<&str>, task: Task, cancel: Cancel) -> mpsc::Receiver<Event> {
     let (sender, events) = mpsc::channel();
     let standing = Standing { adapter: adapter.map(str::to_owned), ..Standing::default() };
     model.submit_as(standing, task, cancel, move |event| drop(sender.send(event))).unwrap();

@@ -7,7 +7,6 @@ use mamba::decoder::{Choice, Decoder, Entry};
 use mamba::engine::{Cancel, Device, Event, GenerateOptions, Input, LoadOptions, Output, Task};
 use mamba::generate::SamplerOptions;
 use mamba::model::Adapters;
-use mamba::train::adapter::Adapter;
 use mamba::{DType, Error, Mamba};
 use mamba_kernels::sampling::Row;
 use mamba_kernels::{decode, low_rank};
@@ -121,11 +120,10 @@ enum Steps {
 
 /// Tokens that the decoder chooses for four sequences with the same prompt, and their log-probabilities' bits.
 fn decoded(dtype: DType, of_rows: [Option<usize>; 4], steps: Steps) -> [Vec<(u32, u32)>; 4] {
-    let folders = adapters(checkpoint().config());
-    let Runner { mut backend, model, mut slots, mut workspace } = Runner::new(Cuda::new(dtype).unwrap(), dtype);
+    let Runner { mut backend, model, mut slots, mut workspace } =
+        Runner::new(Cuda::new(dtype).unwrap(), dtype);
     let cuda = &mut backend;
-    let open = |(_, folder): &(String, _)| Adapter::open(folder, model.config()).unwrap();
-    let opened: Vec<_> = folders.named.iter().map(open).collect();
+    let opened = adapters(model.config()).open(model.config());
     workspace.adapters = Some(Adapters::load(cuda, model.config(), &opened, 1024).unwrap());
     let adapted = of_rows.iter().any(Option::is_some);
     // Four sequences in eight slots, the last of which is the spare one.
@@ -229,13 +227,15 @@ fn low_ranks(
         rank.map(|rank| {
             [[rank, inputs], [outputs, rank]].map(|shape| {
                 let values = rounded(&wide(&rng.floats(shape[0] * shape[1], 0.5)), dtype);
-                let weight = cuda.weight(&Tensor::from_memory("w", shape.to_vec(), values.clone()), DType::F32);
+                let weight =
+                    cuda.weight(&Tensor::from_memory("w", shape.to_vec(), values.clone()), DType::F32);
                 let Weight::Floats(weight) = weight.unwrap() else { panic!("in blocks") };
                 (weight, values)
             })
         })
     });
-    let weights: Vec<_> = factors.iter().map(|both| both.as_ref().map(|both| both.each_ref().map(|x| &x.0))).collect();
+    let weights: Vec<_> =
+        factors.iter().map(|both| both.as_ref().map(|both| both.each_ref().map(|x| &x.0))).collect();
     let added = low_rank::LowRanks::new(cuda.device(), &weights).unwrap();
 
     // Rows are entered anew, and the last one moves to the first one's place.
@@ -291,7 +291,8 @@ fn low_ranks(
         };
         let dot = |a: &[f32], x: &[f64]| a.iter().zip(x).map(|(a, x)| f64::from(*a) * x).sum::<f64>();
         let low: Vec<f64> = a.chunks(inputs).map(|a| dot(a, &exact_x[r * inputs..][..inputs])).collect();
-        let exact = b.chunks(low.len()).zip(&before[at.clone()]).map(|(b, before)| f64::from(*before) + dot(b, &low));
+        let exact =
+            b.chunks(low.len()).zip(&before[at.clone()]).map(|(b, before)| f64::from(*before) + dot(b, &low));
         let exact: Vec<f64> = exact.collect();
         let bound = match dtype {
             DType::BF16 | DType::F16 if !wide_out => {
