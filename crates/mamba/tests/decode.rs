@@ -392,7 +392,7 @@ fn an_adapter_says_what_the_merged_model_says() {
     let base = checkpoint();
     let adapters = adapters(base.config());
     let ahead = ahead_with(&adapted(8, &adapters), Arc::default());
-    let tokens = |receiver| match events(receiver).pop() {
+    let tokens = |one: &mpsc::Receiver<Event>| match events(one).pop() {
         Some(Event::Done(Output::Generated { tokens, .. })) => tokens,
         other => panic!("{other:?}"),
     };

@@ -144,40 +144,32 @@ template <class T, class Out> void check_types(bool small) {
     check<T, Out>(4, 1, 1, {2, 1}, 1);
 }
 
-// Of a decode step: a layer's four products one after the other, in a graph; every row with an adapter of its own, of
-// eight.
+// Of a decode step: what is added to the four products of each of 24 layers, in a graph. Every row has an adapter, of eight.
 void time_all(Timer &timer, Report &report) {
     using T = __nv_bfloat16;
-    struct Product { int K, N; };
-    const int layers = 24;
+    const int layers = 24, adapters = 8;
     for (auto [d_model, d_inner, dt_rank] : std::vector<std::array<int, 3>>{{768, 1536, 48}, {2048, 4096, 128}, {2560, 5120, 160}})
         for (int rank : {8, 16, 64})
             for (int rows : {1, 8, 64}) {
-                const Product products[] = {{d_model, 2 * d_inner}, {d_inner, dt_rank + 32}, {dt_rank, d_inner}, {d_inner, d_model}};
-                std::vector<std::unique_ptr<Adapters<T>>> adapters;
-                std::vector<std::unique_ptr<Matrix<T>>> activations;
+                Pool pool;
                 std::vector<int> of_rows;
-                for (int r = 0; r < rows; r++) of_rows.push_back(r % 8);
-                Ints of_rows_(of_rows);
-                Matrix<float> low(rows, rank);
+                for (int r = 0; r < rows; r++) of_rows.push_back(r % adapters);
+                const int *of_rows_ = pool.of(of_rows);
+                float *low = pool.get<float>((size_t)rows * rank);
                 std::vector<LowRankStep> steps;
                 double bytes = 0;
-                for (Product product : products) {
-                    adapters.push_back(std::make_unique<Adapters<T>>(product.K, product.N, std::vector<int>(8, rank)));
-                    for (int columns : {product.K, product.N}) {
-                        activations.push_back(std::make_unique<Matrix<T>>(rows, columns));
-                        activations.back()->randomize(1);
+                for (int layer = 0; layer < layers; layer++)
+                    for (auto [K, N] : std::vector<std::pair<int, int>>{{d_model, 2 * d_inner}, {d_inner, dt_rank + 32}, {dt_rank, d_inner}, {d_inner, d_model}}) {
+                        std::vector<LowRank> table;
+                        for (int i = 0; i < adapters; i++) table.push_back({pool.normal<T>((size_t)rank * K, 1), pool.normal<T>((size_t)N * rank, 2), rank, 0});
+                        steps.push_back({pool.of(table), of_rows_, pool.normal<T>((size_t)rows * K, 3), low, pool.normal<T>((size_t)rows * N, 4), K, N, adapters, rank, K, N});
+                        bytes += sizeof(T) * ((double)std::min(rows, adapters) * rank * (K + N) + (double)rows * (K + 2 * N));
                     }
-                    T *x = activations[activations.size() - 2]->data(), *out = activations.back()->data();
-                    steps.push_back({adapters.back()->table, of_rows_.data, x, low.data(), out, product.K, product.N, 8, rank, product.K, product.N});
-                    bytes += sizeof(T) * ((double)std::min(rows, 8) * rank * (product.K + product.N) + (double)rows * (product.K + 2 * product.N));
-                }
                 auto run = [&](cudaStream_t s) {
-                    for (int layer = 0; layer < layers; layer++)
-                        for (const LowRankStep &p : steps) launch<T, T>(p, rows, s);
+                    for (const LowRankStep &p : steps) launch<T, T>(p, rows, s);
                 };
                 report.row("low_rank of a layer, d_model " + std::to_string(d_model) + ", rank " + std::to_string(rank) + ", rows " + std::to_string(rows),
-                           timer.graph(run), bytes, layers);
+                           timer.graph(run), bytes / layers, layers);
             }
 }
 

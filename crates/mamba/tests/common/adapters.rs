@@ -55,7 +55,7 @@ fn lora(folder: &Path, config: &Config, rank: usize, targets: &[Projection]) {
                 format!("base_model.model.backbone.layers.{layer}.mixer.{}.lora_{half}.weight", target.name())
             };
             let a = rng.floats(rank * inputs, (3.0 / inputs as f32).sqrt());
-            let b = rng.floats(outputs * rank, 0.3 / (rank as f32).sqrt());
+            let b = rng.floats(outputs * rank, 0.8 / (rank as f32).sqrt());
             tensors.push((name("A"), vec![rank, inputs], a));
             tensors.push((name("B"), vec![outputs, rank], b));
         }
