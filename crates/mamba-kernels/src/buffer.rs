@@ -128,6 +128,11 @@ impl Buffer {
         self.float
     }
 
+    /// For who has to keep what a pointer points to.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// Where element `offset` lies.
     pub(crate) fn pointer(&self, offset: usize) -> u64 {
         assert!(offset <= self.len, "element {offset} of {}", self.len);

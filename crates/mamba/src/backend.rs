@@ -9,7 +9,7 @@ use crate::checkpoint::Tensor;
 use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::causal_conv1d::CausalConv1d;
 use crate::ops::norm::AddNorm;
 use crate::ops::pool::Pool;
@@ -218,6 +218,9 @@ pub trait Backend: Sized + Send + 'static {
     type Weight: Send;
     /// A [`Batch`] as this backend wants it (uploaded, split into work).
     type Plan;
+    /// What several adapters add to one matrix in steps of a [`Decoder`]; where there is none,
+    /// [`Infallible`](std::convert::Infallible).
+    type LowRanks: Send;
 
     /// `cpu`, `cuda`, …
     fn name(&self) -> &'static str;
@@ -344,6 +347,29 @@ pub trait Backend: Sized + Send + 'static {
     fn head_step(&mut self, op: HeadStep<Self>) -> Result<bool> {
         let _ = op;
         Ok(false)
+    }
+
+    /// Prepares what adapters add to one matrix [out, in]: of each A [rank, in] and B [out, rank], the latter scaled, or
+    /// `None` where it adds nothing; at least one of them does. `None` where this backend has no [`Decoder`].
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn low_ranks(&mut self, factors: &[Option<[&Self::Weight; 2]>]) -> Result<Option<Self::LowRanks>> {
+        let _ = factors;
+        Ok(None)
+    }
+
+    /// `out[r] += B · (A · x[r])` with the adapter that the decoder's table has for row r when this is run; rows without
+    /// one stay as they are. The plan is a [`Decoder`]'s, out's type f32 or that of activations.
+    fn add_low_rank(
+        &mut self,
+        plan: &Self::Plan,
+        low_ranks: &Self::LowRanks,
+        x: View<Self::Buffer>,
+        out: ViewMut<Self::Buffer>,
+    ) -> Result<()> {
+        let _ = (plan, low_ranks, x, out);
+        Err(Error::Internal { message: "no decoder".into() })
     }
 
     /// See [`crate::ops::pool`].

@@ -6,6 +6,7 @@ pub mod simd;
 pub mod threads;
 mod train;
 
+use std::convert::Infallible;
 use std::marker::PhantomData;
 
 use self::memory::Aligned;
@@ -87,6 +88,7 @@ impl Backend for Cpu {
     type Buffer = Aligned<f32>;
     type Weight = ops::linear::Packed;
     type Plan = Plan;
+    type LowRanks = Infallible;
 
     fn name(&self) -> &'static str {
         "cpu"

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mamba_kernels as kernels;
 use mamba_kernels::readback::Readback;
-use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States, linear, quantized};
+use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States, linear, low_rank, quantized};
 
 use crate::backend::{Backend, Batch, BlockStep, HeadStep, Later, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
@@ -94,6 +94,7 @@ impl Backend for Cuda {
     type Buffer = Buffer;
     type Weight = Weight;
     type Plan = kernels::Batch;
+    type LowRanks = low_rank::LowRanks;
 
     fn name(&self) -> &'static str {
         "cuda"
@@ -311,6 +312,31 @@ impl Backend for Cuda {
         }
         kernels::block_step::head(&self.device, op).map_err(failed)?;
         Ok(true)
+    }
+
+    /// `None` with [`Cuda::deterministic`], which has no decoder.
+    fn low_ranks(&mut self, factors: &[Option<[&Weight; 2]>]) -> Result<Option<low_rank::LowRanks>> {
+        if self.deterministic {
+            return Ok(None);
+        }
+        let floats = factors.iter().map(|factors| match factors {
+            Some([a, b]) => Some(Some([a.floats()?, b.floats()?])),
+            None => Some(None),
+        });
+        let Some(factors) = floats.collect::<Option<Vec<_>>>() else {
+            return Err(Error::Internal { message: "an adapter in blocks".into() });
+        };
+        low_rank::LowRanks::new(&self.device, &factors).map(Some).map_err(|error| convert(error, "adapters"))
+    }
+
+    fn add_low_rank(
+        &mut self,
+        plan: &kernels::Batch,
+        low_ranks: &low_rank::LowRanks,
+        x: View<Buffer>,
+        out: ViewMut<Buffer>,
+    ) -> Result<()> {
+        low_rank::add(&self.device, plan, low_ranks, rows(x), rows_mut(out)).map_err(failed)
     }
 
     fn pool(&mut self, plan: &kernels::Batch, op: Pool<Buffer>) -> Result<()> {

@@ -19,7 +19,6 @@ use super::stats::{Meter, Stats};
 use super::texts::{Landing, Pooled};
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::exit;
 use crate::model::{Adapters, Model, Slots, Workspace};
@@ -112,9 +111,7 @@ impl<B: Backend> Worker<B> {
                 .iter()
                 .map(|(_, path)| Adapter::open(path, &info.config))
                 .collect::<Result<Vec<_>>>()?;
-            // As they were trained, where the processor computes; in the type of activations on a GPU.
-            let dtype = if backend.name() == "cpu" { DType::F32 } else { info.dtype };
-            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, &adapters, dtype, tokens)?);
+            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, &adapters, tokens)?);
         }
         let kept = options.kept_on_device(&info, backend.memory().is_some())?;
         let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;
@@ -262,12 +259,8 @@ impl<B: Backend> Worker<B> {
             let running = self.running.iter();
             adapters.assign(running.map(|running| (running.share, running.sequence.place.adapter)));
         }
-        let plan = self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace);
-        // What is decoded on the device has none.
-        if let Some(adapters) = &mut self.workspace.adapters {
-            adapters.assign(std::iter::empty());
-        }
-        let plan = plan?;
+        let plan =
+            self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool(&plan)?;
         self.keep_prefixes()?;
         Ok((prompt_tokens, self.hand_out()?))

@@ -111,7 +111,7 @@ impl<B: Backend> Mamba1<B> {
         vec![entry("conv_state", self.d_conv - 1), entry("ssm_state", self.d_state)]
     }
 
-    /// The whole block at once, if the batch is one token a sequence and the backend can.
+    /// The whole block at once, if the batch is one token a sequence, no adapter adds to its products, and the backend can.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn step(
         &self,
@@ -125,7 +125,8 @@ impl<B: Backend> Mamba1<B> {
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
     ) -> Result<bool> {
-        if self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
+        let adapted = workspace.adapters.as_ref().is_some_and(Adapters::is_active);
+        if adapted || self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
             return Ok(false);
         }
         let Self { d_inner, d_state, d_conv, .. } = *self;
@@ -172,7 +173,7 @@ impl<B: Backend> Mamba1<B> {
         let alone = self.out_proj.bias.is_none() && !adapters.as_ref().is_some_and(Adapters::is_active);
         let mut adapt =
             |backend: &mut B, projection, x: View<B::Buffer>, out: ViewMut<B::Buffer>| match adapters {
-                Some(adapters) => adapters.add(backend, self.layer, projection, x, out),
+                Some(adapters) => adapters.add(backend, plan, self.layer, projection, x, out),
                 None => Ok(()),
             };
 

@@ -115,7 +115,7 @@ fn a_head_step_is_as_exact_as_its_parts() {
             assert_eq!((first, view.rows), (0, 1));
             backend.read(view.buffer, view.offset, &mut logits)
         };
-        model.decode(backend, &plan, 1, slots, workspace, choose).unwrap();
+        model.decode(backend, &plan, 1, false, slots, workspace, choose).unwrap();
         let whole = relative_l2(&logits, &exact);
         println!("{}: relative error {whole:.2e}, of the operations one by one {parts:.2e}", dtype.name());
         assert!(whole <= 1.2 * parts, "{whole} {parts}");
