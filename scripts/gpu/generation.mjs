@@ -1,11 +1,13 @@
 // node scripts/gpu/generation.mjs LINES [COMMIT]: what `scripts/gpu/run.sh generation LINES` measured becomes
 // benches/results/generation-h100.json, the charts in docs/ and, printed, the tables of docs/gpu.md. Without LINES charts
-// and tables are made from the committed results.
+// and tables are made from the committed results. Of another card a file of its own, and the tables.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { chart, measured, table } from './report.mjs'
 
-const results = 'benches/results/generation-h100.json'
 const [lines, commit] = process.argv.slice(2)
+const measurement = lines && measured(readFileSync(lines, 'utf8'), commit)
+const card = measurement ? /[A-Z]+\d+/.exec(measurement.machine.card)[0].toLowerCase() : 'h100'
+const results = `benches/results/generation-${card}.json`
 
 /** d_model, layers, vocabulary. */
 const shapes = {
@@ -34,8 +36,8 @@ const transformer = { 1: 52, 16: 728 }
 /** Of our scan at its best (docs/kernels.md). */
 const scanRate = 140e9
 
-if (lines) {
-  const { machine, origin, rows } = measured(readFileSync(lines, 'utf8'), commit)
+if (measurement) {
+  const { machine, origin, rows } = measurement
   const file = {
     ...origin,
     f16_tflops: machine.f16_tflops,
@@ -44,7 +46,9 @@ if (lines) {
       'scripts/gpu/run.sh generation (crates/mamba/examples/generation): whole requests through the engine, greedy, ' +
       'random weights; decode is the time from the first token of the last sequence to its last, over the steps, ' +
       'median of three rounds; throughput is the better of two rounds, tokens generated over all the time',
-    official: 'quoted from the project that measured it on the same kind of card: ms, tokens/s',
+    ...(card === 'h100' && {
+      official: 'quoted from the project that measured it on the same kind of card: ms, tokens/s',
+    }),
     rows: rows.map((row) => withFloor(row, machine)),
   }
   const text = JSON.stringify(file, null, 2)
@@ -67,7 +71,7 @@ function withFloor(row, machine) {
     ...row,
     floor,
     of_floor: ours / floor,
-    ...(theirs && { official: theirs }),
+    ...(theirs && card === 'h100' && { official: theirs }),
   })
   if (what === 'decode') return beside(step, row.ms, official.decode[shape]?.[batch])
   if (what === 'prefill 2048') return beside(prompt(2048), row.ms, official.prefill[shape])
@@ -77,8 +81,8 @@ function withFloor(row, machine) {
     const seconds = Math.min(...row.seconds)
     return {
       ...beside(floor, seconds * 1e3, theirs),
-      ...(theirs && { of_official: row.tokens_s / theirs }),
-      ...(shape === '1.4b' && transformer[batch] && { transformer: transformer[batch] }),
+      ...(theirs && card === 'h100' && { of_official: row.tokens_s / theirs }),
+      ...(card === 'h100' && shape === '1.4b' && transformer[batch] && { transformer: transformer[batch] }),
     }
   }
   if (what.startsWith('embed')) {
@@ -162,6 +166,8 @@ table(
       round(row.cpu_cores, 2),
     ]),
 )
+
+if (card !== 'h100') process.exit()
 
 const names = [...new Set(rowsOf('decode').map((row) => row.shape))]
 writeFileSync(

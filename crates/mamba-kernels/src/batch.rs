@@ -84,6 +84,7 @@ impl Device {
             last_slot: distinct.last().copied().unwrap_or(0),
             largest_id: ids.iter().copied().enumerate().max_by_key(|(_, id)| *id),
             places: places(cu_seqlens.len(), slots.len()),
+            adapters: None,
             list: Held::List(self.list(&values)?),
             cut: RefCell::default(),
         })
@@ -114,6 +115,8 @@ pub struct Batch {
     list: Held,
     /// Where each of the four begins in it.
     places: [usize; 4],
+    /// Where each row's adapter begins in it, in a table.
+    adapters: Option<usize>,
     /// How the last scan was cut: the same for every layer of a model.
     pub(crate) cut: RefCell<Option<Arc<Cut>>>,
 }
@@ -137,8 +140,8 @@ impl Batch {
         self.cu_seqlens.windows(2).all(|pair| pair[1] - pair[0] == 1)
     }
 
-    /// The first `rows` of a table of `table_rows` sequences of one token each, which lies as a batch does; its slots are
-    /// `last_slot` at most.
+    /// The first `rows` of a table of `table_rows` sequences of one token each, which lies as a batch does, adapters behind
+    /// it; its slots are `last_slot` at most.
     pub(crate) fn in_table(table: &Arc<Ints>, table_rows: usize, rows: usize, last_slot: usize) -> Self {
         Self {
             cu_seqlens: (0..=rows).collect(),
@@ -148,16 +151,21 @@ impl Batch {
             largest_id: None,
             list: Held::Table(table.clone()),
             places: places(table_rows + 1, table_rows),
+            adapters: Some(4 * table_rows + 1),
             cut: RefCell::default(),
         }
     }
 
-    fn place(&self, list: usize) -> u64 {
+    fn pointer(&self, at: usize) -> u64 {
         let ints: &Ints = match &self.list {
             Held::List(list) => list,
             Held::Table(table) => table,
         };
-        ints.pointer(self.places[list])
+        ints.pointer(at)
+    }
+
+    fn place(&self, list: usize) -> u64 {
+        self.pointer(self.places[list])
     }
 
     pub(crate) fn cu_seqlens(&self) -> u64 {
@@ -170,6 +178,11 @@ impl Batch {
 
     pub(crate) fn fresh(&self) -> u64 {
         self.place(2)
+    }
+
+    /// Each row's adapter, −1 where it has none.
+    pub(crate) fn adapters(&self) -> u64 {
+        self.pointer(self.adapters.expect("adapters are a decode table's"))
     }
 
     /// The ids, for a table of so many rows.

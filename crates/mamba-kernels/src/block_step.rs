@@ -1,18 +1,25 @@
-//! A whole layer's decode step in four kernels, and the head in one (`cuda/block_step/`): one token of each of a few
-//! sequences, every weight read once, each kernel asking for its weights while the one before still runs.
+//! A whole layer's decode step, and the head's (`cuda/block_step/`): one token of each of some sequences, every weight read
+//! once, each kernel of ours asking for its weights while the one before still runs. Up to [`MAX_ROWS`] sequences take four
+//! kernels a layer; more leave the large products to cuBLAS.
 
 use crate::batch::Batch;
 use crate::buffer::{Buffer, Float, Rows, RowsMut, States};
+use crate::causal_conv1d;
+use crate::decode_step;
 use crate::device::{Device, Grid, Kernel};
 use crate::error::Result;
-use crate::linear::Weight;
+use crate::linear::{self, Weight};
+use crate::norm;
 use crate::params::{
     self, STEP_CHANNELS, STEP_DEEP, STEP_SHORT, STEP_SPLITS, STEP_STATES, StepHead, StepInProj, StepOutProj,
     StepScan, StepXProj,
 };
 
-/// Rows (sequences) of a step at most.
+/// Rows (sequences) of a step in four kernels, and of the head's, at most.
 pub const MAX_ROWS: usize = 16;
+/// Rows times channels of a step at most: of more, x_proj and dt_proj by cuBLAS, and a scan that does nothing else, are
+/// faster.
+pub const MOST: usize = 64 * 5120;
 const THREADS: u32 = 256;
 /// What the kernels that normalize have besides, for 16 rows: the warps' sums and the rows' scales.
 const STATIC_SHARED: usize = 18 << 10;
@@ -51,6 +58,8 @@ pub struct BlockStep<'a> {
     pub follows: bool,
     /// [R, d_model] f32, without gaps; what the layer adds is added.
     pub residual: RowsMut<'a>,
+    /// [R, d_model], for the kernels' use.
+    pub hidden: RowsMut<'a>,
     /// [R, E], without gaps, for the kernels' use.
     pub u: RowsMut<'a>,
     /// [R, 2E], for the kernels' use.
@@ -63,17 +72,39 @@ impl BlockStep<'_> {
     /// Whether the kernels run on this card and take these shapes and types; [`run`] expects it.
     #[must_use]
     pub fn is_supported(&self, device: &Device) -> bool {
-        let (channels, dt_rank) = (self.dt_proj.outputs, self.dt_proj.inputs);
+        let (channels, dt_rank) = (self.channels(), self.dt_proj.inputs);
         let aligned = [&self.residual, &self.u, &self.xz, &self.y];
-        takes(device, self.residual.rows, self.in_proj)
-            && params::step_ring(STEP_DEEP, params::step_chunks(channels)) + STATIC_SHARED
-                <= device.shared_memory()
+        takes(device, self.in_proj)
+            && self.residual.rows * channels <= MOST
             && channels.is_multiple_of(STEP_CHANNELS)
             && dt_rank.is_multiple_of(8)
             && dt_rank <= MAX_DT_RANK
             && self.x_proj.outputs == dt_rank + 2 * STEP_STATES
             && (2..=MAX_D_CONV).contains(&self.d_conv)
             && aligned.iter().all(|rows| rows.view().is_aligned(16))
+    }
+
+    /// Whether its few rows and their weights fit a multiprocessor's shared memory.
+    fn fits(&self, device: &Device) -> bool {
+        let ring = params::step_ring(STEP_DEEP, params::step_chunks(self.channels()));
+        fits(device, self.residual.rows, self.in_proj) && ring + STATIC_SHARED <= device.shared_memory()
+    }
+
+    fn float(&self) -> Float {
+        self.in_proj.values.float()
+    }
+
+    fn channels(&self) -> usize {
+        self.dt_proj.outputs
+    }
+
+    fn d_model(&self) -> usize {
+        self.in_proj.inputs
+    }
+
+    /// dt, B and C of a row.
+    fn width(&self) -> usize {
+        self.x_proj.outputs
     }
 }
 
@@ -88,20 +119,22 @@ impl BlockStep<'_> {
 /// not hold.
 pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
     assert!(op.is_supported(device) && batch.is_step(), "a step of shapes that are not supported");
-    let (rows, float) = (batch.sequences(), op.in_proj.values.float());
-    let (channels, d_model, dt_rank) = (op.dt_proj.outputs, op.in_proj.inputs, op.dt_proj.inputs);
-    let (tiles, width) = (rows.div_ceil(8), dt_rank + 2 * STEP_STATES);
-    let workspace = device.workspace(MAX_ROWS * (d_model / 16 + width))?;
+    match op.fits(device) {
+        true => few(device, batch, &op),
+        false => many(device, batch, op),
+    }
+}
+
+/// Four kernels that each read their weights once and keep all rows.
+fn few(device: &Device, batch: &Batch, op: &BlockStep) -> Result<()> {
+    let (rows, float, channels, d_model) = (batch.sequences(), op.float(), op.channels(), op.d_model());
+    let tiles = rows.div_ceil(8);
+    let workspace = device.workspace(MAX_ROWS * (d_model / 16 + op.width()))?;
     let (sums, dt_b_c) = (workspace, workspace + (4 * MAX_ROWS * d_model / 16) as u64);
     let residual = dense(&op.residual, rows, d_model, Float::F32);
-    let (u, y) = (dense(&op.u, rows, channels, float), dense(&op.y, rows, channels, float));
-    let z = op.xz.pointer(rows, 2 * channels, float) + (channels * float.bytes()) as u64;
-    let conv_elements = (op.d_conv - 1) * channels;
-    let conv_state = op.state.pointer(conv_elements + STEP_STATES * channels, batch.last_slot);
     let launch = |base, blocks, shared, params: &dyn Launch| {
-        let variant = (base != "step_scan").then_some(tiles);
-        let grid = Grid::new(blocks, THREADS).shared(shared).behind(true);
-        params.launch(device, Kernel { base, float: Some(float), variant }, grid)
+        let kernel = Kernel { base, float: Some(float), variant: Some(tiles) };
+        params.launch(device, kernel, Grid::new([blocks, 1, 1], THREADS).shared(shared).behind(true))
     };
 
     let params = StepInProj {
@@ -109,11 +142,11 @@ pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
         residual,
         norm: op.norm.f32s(d_model, "the norm's weight"),
         sums: if op.follows { sums } else { 0 },
-        u,
-        z,
+        u: dense(&op.u, rows, channels, float),
+        z: z(op, rows),
         conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
         conv_bias: op.conv_bias.map_or(0, |bias| bias.f32s(channels, "the convolution's bias")),
-        conv_state,
+        conv_state: states(op, batch),
         slots: batch.slots(),
         fresh: batch.fresh(),
         slot_stride: op.state.slot_stride as i64,
@@ -127,8 +160,73 @@ pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
     };
     let blocks = params::step_blocks(2 * channels, device.multiprocessors());
     let shared = params::step_norm_shared(tiles, d_model, 2 * channels, blocks);
-    launch("step_in_proj", [blocks, 1, 1], shared, &params)?;
+    launch("step_in_proj", blocks, shared, &params)?;
 
+    x_proj_and_scan(device, batch, op, dt_b_c)?;
+
+    let params = StepOutProj {
+        weight: matrix(op.out_proj, d_model, channels, float),
+        y: dense(&op.y, rows, channels, float),
+        residual,
+        sums,
+        rows: rows as i32,
+        inputs: channels as i32,
+        outputs: d_model as i32,
+        reserved: 0,
+    };
+    let shared = params::step_ring(STEP_DEEP, params::step_chunks(channels));
+    launch("step_out_proj", d_model.div_ceil(16), shared, &params)
+}
+
+/// The large products by cuBLAS, which for many rows reads weights as fast as ours; what lies between them in as few kernels
+/// as can be.
+fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
+    let normed = norm::Forward {
+        layer: false,
+        eps: op.eps,
+        weight: op.norm,
+        bias: None,
+        delta: None,
+        residual: op.residual.reborrow(),
+        out: op.hidden.reborrow(),
+    };
+    norm::forward(device, normed)?;
+    let in_proj = linear::Product {
+        x: op.hidden.view(),
+        weight: op.in_proj,
+        bias: None,
+        out: op.xz.reborrow(),
+        add: false,
+        fixed_rows: false,
+    };
+    linear::product(device, in_proj)?;
+    let conv = causal_conv1d::Forward {
+        x: Rows { cols: op.channels(), ..op.xz.view() },
+        weight: op.conv_weight,
+        bias: op.conv_bias,
+        d_conv: op.d_conv,
+        state: Some(op.state.reborrow()),
+        out: op.u.reborrow(),
+    };
+    decode_step::conv_step(device, batch, conv)?;
+    let dt_b_c = device.workspace(batch.sequences() * op.width())?;
+    x_proj_and_scan(device, batch, &op, dt_b_c)?;
+    let out_proj = linear::Product {
+        x: op.y.view(),
+        weight: op.out_proj,
+        bias: None,
+        out: op.residual,
+        add: true,
+        fixed_rows: false,
+    };
+    linear::product(device, out_proj)
+}
+
+/// From u and z to y, for any number of rows; `dt_b_c` is room for [R, W] f32.
+fn x_proj_and_scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) -> Result<()> {
+    let (rows, float, channels, width) = (batch.sequences(), op.float(), op.channels(), op.width());
+    let (tiles, dt_rank) = (rows.min(MAX_ROWS).div_ceil(8), op.dt_proj.inputs);
+    let u = dense(&op.u, rows, channels, float);
     let params = StepXProj {
         weight: matrix(op.x_proj, width, channels, float),
         u,
@@ -138,18 +236,20 @@ pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
         outputs: width as i32,
         reserved: 0,
     };
-    launch("step_x_proj", [width.div_ceil(16), STEP_SPLITS, 1], 8192 * STEP_SHORT, &params)?;
+    let kernel = Kernel { base: "step_x_proj", float: Some(float), variant: Some(tiles) };
+    let grid = Grid::new([width.div_ceil(16), STEP_SPLITS, rows.div_ceil(8 * tiles)], THREADS);
+    device.launch(kernel, grid.shared(8192 * STEP_SHORT).behind(true), &params)?;
 
     let params = StepScan {
         weight: matrix(op.dt_proj, channels, dt_rank, float),
         dt_b_c,
         u,
-        z,
-        y,
+        z: z(op, rows),
+        y: dense(&op.y, rows, channels, float),
         a: op.a.f32s(STEP_STATES * channels, "A"),
         d: op.d.f32s(channels, "D"),
         delta_bias: op.delta_bias.f32s(channels, "the bias of delta"),
-        ssm_state: conv_state + 4 * conv_elements as u64,
+        ssm_state: states(op, batch) + (4 * (op.d_conv - 1) * channels) as u64,
         slots: batch.slots(),
         fresh: batch.fresh(),
         slot_stride: op.state.slot_stride as i64,
@@ -159,20 +259,18 @@ pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
         dt_rank: dt_rank as i32,
         reserved: 0,
     };
-    launch("step_scan", [channels / STEP_CHANNELS, tiles, 1], 0, &params)?;
+    let grid = Grid::new([channels / STEP_CHANNELS, rows.div_ceil(8), 1], THREADS);
+    device.launch(Kernel::of("step_scan", float), grid.behind(true), &params)
+}
 
-    let params = StepOutProj {
-        weight: matrix(op.out_proj, d_model, channels, float),
-        y,
-        residual,
-        sums,
-        rows: rows as i32,
-        inputs: channels as i32,
-        outputs: d_model as i32,
-        reserved: 0,
-    };
-    let shared = params::step_ring(STEP_DEEP, params::step_chunks(channels));
-    launch("step_out_proj", [d_model.div_ceil(16), 1, 1], shared, &params)
+/// Where z begins: behind x.
+fn z(op: &BlockStep, rows: usize) -> u64 {
+    op.xz.pointer(rows, 2 * op.channels(), op.float()) + (op.channels() * op.float().bytes()) as u64
+}
+
+/// Where slot 0's conv_state begins, and right behind it its ssm_state.
+fn states(op: &BlockStep, batch: &Batch) -> u64 {
+    op.state.pointer((op.d_conv - 1 + STEP_STATES) * op.channels(), batch.last_slot)
 }
 
 /// The arguments of [`head`].
@@ -193,21 +291,24 @@ impl Head<'_> {
     /// Whether the kernel runs on this card and takes these shapes and types; [`head`] expects it.
     #[must_use]
     pub fn is_supported(&self, device: &Device) -> bool {
-        takes(device, self.residual.rows, self.weight) && self.residual.is_aligned(16)
+        takes(device, self.weight)
+            && fits(device, self.residual.rows, self.weight)
+            && self.residual.is_aligned(16)
     }
 }
 
-/// Whether the kernels that normalize `rows` rows first take a weight.
-fn takes(device: &Device, rows: usize, weight: &Weight) -> bool {
-    let (d_model, blocks) = (weight.inputs, params::step_blocks(weight.outputs, device.multiprocessors()));
-    let shared = params::step_norm_shared(rows.div_ceil(8), d_model, weight.outputs, blocks);
+/// Whether the kernels run on this card, and take a weight of this type and width.
+fn takes(device: &Device, weight: &Weight) -> bool {
     let hopper = device.is_hopper(Kernel::of("step_scan", Float::F16));
     // An error comes again with the next launch.
-    hopper.unwrap_or(false)
-        && (1..=MAX_ROWS).contains(&rows)
-        && weight.values.float() != Float::F32
-        && d_model.is_multiple_of(16)
-        && shared + STATIC_SHARED <= device.shared_memory()
+    hopper.unwrap_or(false) && weight.values.float() != Float::F32 && weight.inputs.is_multiple_of(16)
+}
+
+/// Whether the kernels that normalize `rows` rows first have room for them beside a weight's ring.
+fn fits(device: &Device, rows: usize, weight: &Weight) -> bool {
+    let blocks = params::step_blocks(weight.outputs, device.multiprocessors());
+    let shared = params::step_norm_shared(rows.div_ceil(8), weight.inputs, weight.outputs, blocks);
+    (1..=MAX_ROWS).contains(&rows) && shared + STATIC_SHARED <= device.shared_memory()
 }
 
 /// `logits = norm(residual) · weightᵀ`, right behind the last layer's [`run`] on the same rows.

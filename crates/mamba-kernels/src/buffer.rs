@@ -128,6 +128,11 @@ impl Buffer {
         self.float
     }
 
+    /// For who has to keep what a pointer points to.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// Where element `offset` lies.
     pub(crate) fn pointer(&self, offset: usize) -> u64 {
         assert!(offset <= self.len, "element {offset} of {}", self.len);
@@ -258,6 +263,11 @@ impl RowsMut<'_> {
         }
     }
 
+    /// The same, for one of several calls that write them.
+    pub(crate) fn reborrow(&mut self) -> RowsMut<'_> {
+        RowsMut { buffer: &mut *self.buffer, ..*self }
+    }
+
     /// As [`Rows::pointer`].
     pub(crate) fn pointer(&self, rows: usize, cols: usize, float: Float) -> u64 {
         self.view().pointer(rows, cols, float)
@@ -277,6 +287,11 @@ pub struct States<'a> {
 }
 
 impl States<'_> {
+    /// The same, for one of several calls that write them.
+    pub(crate) fn reborrow(&mut self) -> States<'_> {
+        States { buffer: &mut *self.buffer, ..*self }
+    }
+
     /// Where slot 0's tensor begins, after a check that `elements` of slot `last_slot` lie there.
     pub(crate) fn pointer(&self, elements: usize, last_slot: usize) -> u64 {
         let end = last_slot * self.slot_stride + self.offset + elements;

@@ -19,6 +19,9 @@ use crate::sampling::{Choice, Row};
 /// Rows of logits of one launch at most: what there are counters for.
 const MAX_LOGIT_ROWS: usize = 256;
 
+/// In a row that has no adapter.
+const NO_ADAPTER: i32 = -1;
+
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
@@ -34,6 +37,8 @@ pub struct Entry<'a> {
     pub stop: &'a [u32],
     /// After each token it waits for [`Decoder::point`].
     pub hold: bool,
+    /// Its place among the adapters of [`LowRanks`](crate::low_rank::LowRanks), where it has one.
+    pub adapter: Option<usize>,
 }
 
 /// The table, what has been recorded for it, and what was chosen.
@@ -42,13 +47,14 @@ pub struct Decoder {
     rows: usize,
     spare: usize,
     vocabulary: usize,
-    /// cu_seqlens [rows + 1], slots [rows], fresh [rows], ids [rows].
+    /// cu_seqlens [rows + 1], slots [rows], fresh [rows], ids [rows], adapters [rows].
     batch: Arc<Ints>,
     table: Ints,
     counts: Buffer,
     survey: Buffer,
     chosen: HostInts,
-    graphs: HashMap<usize, Graph>,
+    /// By the number of rows, and whether adapters are added.
+    graphs: HashMap<(usize, bool), Graph>,
 }
 
 impl Decoder {
@@ -65,7 +71,7 @@ impl Decoder {
             rows,
             spare,
             vocabulary,
-            batch: Arc::new(device.ints(4 * rows + 1)?),
+            batch: Arc::new(device.ints(5 * rows + 1)?),
             table: device.ints(rows * DECODE_ROW)?,
             counts: device.alloc(rows.min(MAX_LOGIT_ROWS) * vocabulary, Float::F32)?,
             survey: device.alloc(3 * SURVEY_PARTS * rows.min(MAX_LOGIT_ROWS), Float::F32)?,
@@ -94,7 +100,7 @@ impl Decoder {
         self.rows.min(MAX_LOGIT_ROWS)
     }
 
-    /// Points all rows at the spare slot.
+    /// Points all rows at the spare slot, without adapters.
     ///
     /// # Errors
     /// [`Error::Lost`].
@@ -102,6 +108,7 @@ impl Decoder {
         let mut values: Vec<i32> = (0..=self.rows as i32).collect();
         values.resize(2 * self.rows + 1, self.spare as i32);
         values.resize(4 * self.rows + 1, 0);
+        values.resize(5 * self.rows + 1, NO_ADAPTER);
         device.write_ints_at(&self.batch, 0, &values)
     }
 
@@ -150,7 +157,9 @@ impl Decoder {
         part(DECODE_BIAS, &mut bias.iter().map(|(id, _)| *id as i32));
         part(DECODE_BIAS, &mut bias.iter().map(|(_, bias)| bias.to_bits() as i32));
         part(DECODE_STOP, &mut entry.stop.iter().map(|id| *id as i32));
-        device.write_ints_at(&self.table, at * DECODE_ROW, &words)
+        device.write_ints_at(&self.table, at * DECODE_ROW, &words)?;
+        let adapter = entry.adapter.map_or(NO_ADAPTER, |adapter| adapter as i32);
+        device.write_ints_at(&self.batch, 4 * self.rows + 1 + at, &[adapter])
     }
 
     /// Points row `at` at a slot, so that it goes on, or (`None`) at the spare one.
@@ -175,13 +184,13 @@ impl Decoder {
     pub fn relocate(&mut self, device: &Device, from: usize, to: usize) -> Result<()> {
         assert!(from < self.rows && to < self.rows, "row {from} to row {to} of {}", self.rows);
         device.copy_ints(&self.table, from * DECODE_ROW, to * DECODE_ROW, DECODE_ROW)?;
-        for list in [self.rows + 1, 3 * self.rows + 1] {
+        for list in [self.rows + 1, 3 * self.rows + 1, 4 * self.rows + 1] {
             device.copy_ints(&self.batch, list + from, list + to, 1)?;
         }
         self.point(device, from, None)
     }
 
-    /// The first `rows` rows as a batch of one token each: whatever ids and slots the table has when it is run.
+    /// The first `rows` rows as a batch of one token each: whatever ids, slots and adapters the table has when it is run.
     ///
     /// # Panics
     /// If there are not so many.
@@ -241,17 +250,17 @@ impl Decoder {
         device.launch(Kernel::of("sampling_decode", Float::F32), grid, &params)
     }
 
-    /// Replays what was kept for so many rows; false if nothing was.
+    /// Replays what was kept for so many rows, with adapters or without; false if nothing was.
     ///
     /// # Errors
     /// [`Error::Lost`].
-    pub fn replay(&self, device: &Device, rows: usize) -> Result<bool> {
-        self.graphs.get(&rows).map_or(Ok(false), |graph| device.replay(graph).map(|()| true))
+    pub fn replay(&self, device: &Device, rows: usize, adapted: bool) -> Result<bool> {
+        self.graphs.get(&(rows, adapted)).map_or(Ok(false), |graph| device.replay(graph).map(|()| true))
     }
 
-    /// Keeps what was recorded for so many rows.
-    pub fn keep(&mut self, rows: usize, graph: Graph) {
-        self.graphs.insert(rows, graph);
+    /// Keeps what was recorded for so many rows, with adapters or without.
+    pub fn keep(&mut self, rows: usize, adapted: bool, graph: Graph) {
+        self.graphs.insert((rows, adapted), graph);
     }
 
     /// The `count`-th token (from 0) that was chosen for the sequence in `slot` since it entered a row, of which the last 4

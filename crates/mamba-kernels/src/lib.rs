@@ -18,6 +18,7 @@ mod error;
 pub mod graph;
 pub mod linear;
 pub mod logprobs;
+pub mod low_rank;
 pub mod matmul;
 pub mod norm;
 pub mod optimizer;

@@ -38,12 +38,14 @@ pub struct Product<'a> {
     pub bias: Option<&'a Buffer>,
     /// [tokens, out], f32 or of the weight's type.
     pub out: RowsMut<'a>,
+    /// Add the product to what is in `out`; there is no bias then.
+    pub add: bool,
     /// Multiply 64 rows at a time, the last ones filled up, so that a row has the same bits in any company. A single
     /// row then costs as much as 64.
     pub fixed_rows: bool,
 }
 
-/// `out = x · weightᵀ + bias`.
+/// `out = x · weightᵀ + bias`, or `out += x · weightᵀ`.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a dimension of 2³¹ or more; [`Error::Lost`], [`Error::OutOfMemory`].
@@ -51,11 +53,12 @@ pub struct Product<'a> {
 /// # Panics
 /// If a view does not lie within its buffer, or shapes and types do not fit one another.
 pub fn product(device: &Device, op: Product) -> Result<()> {
-    let Product { x, weight, bias, out, fixed_rows } = op;
+    let Product { x, weight, bias, out, add, fixed_rows } = op;
     let (rows, inputs, outputs) = (out.rows, weight.inputs, weight.outputs);
     let (float, out_float) = (weight.values.float(), out.view().float());
     assert!(x.rows == rows && x.cols == inputs && out.cols == outputs, "{x:?} to {out:?}");
     assert!(out_float == float || out_float == Float::F32, "{float:?} to {out_float:?}");
+    assert!(bias.is_none() || !add, "a bias of what is added");
     let (from, to) = (x.pointer(rows, inputs, float), out.pointer(rows, outputs, out_float));
     for size in [rows, inputs, outputs, x.stride, out.stride] {
         Error::check("a dimension of a matrix product", size, 0..=i32::MAX as usize, "below 2147483648")?;
@@ -74,7 +77,7 @@ pub fn product(device: &Device, op: Product) -> Result<()> {
         x_stride: x.stride,
         out_stride: out.stride,
         out_float,
-        add: bias.is_some(),
+        add: add || bias.is_some(),
     };
     let weight = weight.values.pointer(0);
     if !fixed_rows {
@@ -96,7 +99,7 @@ pub fn product(device: &Device, op: Product) -> Result<()> {
         let (x_copy, out_copy) = (workspace + from % 256, workspace + out_begin as u64 + to % 256);
         let (x_width, out_width) = (inputs * float.bytes(), outputs * out_float.bytes());
         device.copy_rows(from, x_copy, x_row, x_width, count)?;
-        if bias.is_some() {
+        if gemm.add {
             device.copy_rows(to, out_copy, out_row, out_width, count)?;
         }
         gemm.run(device, weight, x_copy, out_copy, FIXED_ROWS)?;

@@ -56,8 +56,7 @@ fn main() {
     // A slot for every sequence that is decoded at once.
     let (dtype, threads, max_batch) = (Some(dtype), Some(threads), 64);
     let prefill_chunk = option("--prefill-chunk").map(|n| n.parse().expect("a number of tokens"));
-    let options =
-        LoadOptions { device, dtype, threads, max_batch, prefill_chunk, ..LoadOptions::default() };
+    let options = LoadOptions { device, dtype, threads, max_batch, prefill_chunk, ..LoadOptions::default() };
     let began = Instant::now();
     let model = Mamba::from_checkpoint(&checkpoint, tokenizer, &options, &Cancel::default(), &mut |_| {})
         .expect("a model");

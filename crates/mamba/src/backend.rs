@@ -6,9 +6,10 @@
 //! it, so results are only there after [`Backend::read`].
 
 use crate::checkpoint::Tensor;
+use crate::config::Config;
 use crate::decoder::Decoder;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::causal_conv1d::CausalConv1d;
 use crate::ops::norm::AddNorm;
 use crate::ops::pool::Pool;
@@ -181,6 +182,8 @@ pub struct BlockStep<'a, B: Backend> {
     pub follows: bool,
     /// [sequences, d_model]: `residual += mixer(norm(residual))`.
     pub residual: ViewMut<'a, B::Buffer>,
+    /// [sequences, d_model], for the backend's use.
+    pub hidden: ViewMut<'a, B::Buffer>,
     /// [sequences, E], for the backend's use.
     pub u: ViewMut<'a, B::Buffer>,
     /// [sequences, 2E], for the backend's use.
@@ -215,12 +218,15 @@ pub trait Backend: Sized + Send + 'static {
     type Weight: Send;
     /// A [`Batch`] as this backend wants it (uploaded, split into work).
     type Plan;
+    /// What several adapters add to one matrix in steps of a [`Decoder`]; where there is none,
+    /// [`Infallible`](std::convert::Infallible).
+    type LowRanks: Send;
 
     /// `cpu`, `cuda`, …
     fn name(&self) -> &'static str;
 
-    /// Tokens that a step computes at most where nobody says: as many as fill the device.
-    fn prefill_chunk(&self) -> usize {
+    /// Tokens that a step of such a model computes at most where nobody says: as many as fill the device.
+    fn prefill_chunk(&self, _config: &Config, _dtype: DType) -> usize {
         512
     }
 
@@ -307,6 +313,20 @@ pub trait Backend: Sized + Send + 'static {
         out: ViewMut<Self::Buffer>,
     ) -> Result<()>;
 
+    /// `residual += x · weightᵀ`: x [tokens, in], weight [out, in], residual [tokens, out] f32. False, with nothing done,
+    /// where that is no better than [`Backend::linear`] and an addition with the next norm.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`].
+    fn linear_onto(
+        &mut self,
+        _x: View<Self::Buffer>,
+        _weight: &Self::Weight,
+        _residual: ViewMut<Self::Buffer>,
+    ) -> Result<bool> {
+        Ok(false)
+    }
+
     /// See [`crate::ops::norm`].
     fn add_norm(&mut self, op: AddNorm<Self::Buffer>) -> Result<()>;
 
@@ -327,6 +347,29 @@ pub trait Backend: Sized + Send + 'static {
     fn head_step(&mut self, op: HeadStep<Self>) -> Result<bool> {
         let _ = op;
         Ok(false)
+    }
+
+    /// Prepares what adapters add to one matrix [out, in]: of each A [rank, in] and B [out, rank], the latter scaled, or
+    /// `None` where it adds nothing; at least one of them does. `None` where this backend has no [`Decoder`].
+    ///
+    /// # Errors
+    /// `OUT_OF_MEMORY`.
+    fn low_ranks(&mut self, factors: &[Option<[&Self::Weight; 2]>]) -> Result<Option<Self::LowRanks>> {
+        let _ = factors;
+        Ok(None)
+    }
+
+    /// `out[r] += B · (A · x[r])` with the adapter that the decoder's table has for row r when this is run; rows without
+    /// one stay as they are. The plan is a [`Decoder`]'s, out's type f32 or that of activations.
+    fn add_low_rank(
+        &mut self,
+        plan: &Self::Plan,
+        low_ranks: &Self::LowRanks,
+        x: View<Self::Buffer>,
+        out: ViewMut<Self::Buffer>,
+    ) -> Result<()> {
+        let _ = (plan, low_ranks, x, out);
+        Err(Error::Internal { message: "no decoder".into() })
     }
 
     /// See [`crate::ops::pool`].

@@ -26,6 +26,8 @@ pub struct Entry<'a> {
     pub stop: &'a [u32],
     /// After each token it points at the spare slot until [`Decoder::point`] lets it go on.
     pub hold: bool,
+    /// Its place among the adapters of [`Backend::low_ranks`]; `None`: no product of its row is added to.
+    pub adapter: Option<usize>,
 }
 
 /// What was chosen.
@@ -60,7 +62,7 @@ pub trait Decoder<B: Backend>: Send {
     /// Points all rows at the spare slot and forgets all marks, whatever state the backend is in.
     fn clear(&mut self, backend: &mut B) -> Result<()>;
 
-    /// The first `rows` rows as a batch of one token each: with the ids and slots of the time at which it is run.
+    /// The first `rows` rows as a batch of one token each: with the ids, slots and adapters of the time at which it is run.
     fn plan(&mut self, backend: &mut B, rows: usize) -> Result<B::Plan>;
 
     /// Chooses the next token of the rows from `first` on, one for each row of `logits` [rows, vocab], which change. Rows
@@ -70,14 +72,15 @@ pub trait Decoder<B: Backend>: Send {
     /// The same for the given rows of the table, wherever they point.
     fn choose_for(&mut self, backend: &mut B, logits: ViewMut<B::Buffer>, rows: &[usize]) -> Result<()>;
 
-    /// Runs the step that was recorded for so many rows; false if there is none.
-    fn replay(&mut self, backend: &mut B, rows: usize) -> Result<bool>;
+    /// Runs the step that was recorded for so many rows, with their adapters (`adapted`) or without; false if there is
+    /// none.
+    fn replay(&mut self, backend: &mut B, rows: usize, adapted: bool) -> Result<bool>;
 
     /// From here on launches are recorded, not run; false if this decoder records nothing.
     fn begin_recording(&mut self, backend: &mut B) -> Result<bool>;
 
-    /// Keeps what was recorded as the step for so many rows.
-    fn end_recording(&mut self, backend: &mut B, rows: usize) -> Result<()>;
+    /// Keeps what was recorded as the step for so many rows, with their adapters or without.
+    fn end_recording(&mut self, backend: &mut B, rows: usize, adapted: bool) -> Result<()>;
 
     /// Puts a mark behind what is queued.
     fn mark(&mut self, backend: &mut B) -> Result<()>;

@@ -14,6 +14,8 @@ pub mod decoder;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+#[doc(hidden)]
+pub mod exit;
 pub mod generate;
 pub mod model;
 pub mod ops;

@@ -1,6 +1,8 @@
 //! A backend that computes nothing and counts: the model and the engine run on it, so they know nothing of
 //! the CPU.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, mpsc};
 
@@ -8,7 +10,7 @@ use mamba::backend::{Backend, Batch, BlockStep, HeadStep, View, ViewMut};
 use mamba::checkpoint::{Checkpoint, Tensor};
 use mamba::config::Config;
 use mamba::engine::{Cancel, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task};
-use mamba::model::{Model, Slots, Workspace};
+use mamba::model::{Adapters, Model, Slots, Workspace};
 use mamba::ops::causal_conv1d::CausalConv1d;
 use mamba::ops::norm::AddNorm;
 use mamba::ops::pool::Pool;
@@ -40,6 +42,7 @@ impl Backend for Counting {
     type Buffer = Length;
     type Weight = Length;
     type Plan = usize;
+    type LowRanks = ();
 
     fn name(&self) -> &'static str {
         "counting"
@@ -118,6 +121,19 @@ impl Backend for Counting {
         assert_eq!(op.weight.0, op.residual.cols * op.logits.cols);
         self.count("head_step")?;
         Ok(self.whole.is_some())
+    }
+
+    fn low_ranks(&mut self, _: &[Option<[&Length; 2]>]) -> Result<Option<()>> {
+        Ok(Some(()))
+    }
+
+    fn add_low_rank(&mut self, tokens: &usize, (): &(), x: View<Length>, out: ViewMut<Length>) -> Result<()> {
+        assert_eq!([x.rows, out.rows], [*tokens; 2]);
+        self.count("add_low_rank")
+    }
+
+    fn accumulate(&mut self, _: View<Length>, _: ViewMut<Length>) -> Result<()> {
+        self.count("accumulate")
     }
 
     fn pool(&mut self, _: &usize, _: Pool<Length>) -> Result<()> {
@@ -221,7 +237,7 @@ fn a_backend_may_take_a_whole_layer_of_a_step() {
         rows += logits.rows;
         Ok(())
     };
-    model.decode(&mut backend, &1, 1, &mut slots, &mut workspace, choose).unwrap();
+    model.decode(&mut backend, &1, 1, false, &mut slots, &mut workspace, choose).unwrap();
     assert_eq!(called(&counts), "block_step 3, embedding 1, head_step 1");
     assert_eq!((rows, &*states.lock().unwrap()), (1, &layers.to_vec()));
 
@@ -229,4 +245,45 @@ fn a_backend_may_take_a_whole_layer_of_a_step() {
     model.forward(&mut backend, &batch, &mut slots, &mut workspace).unwrap();
     let composed = "add_norm 4, causal_conv1d 3, embedding 1, linear 12, plan 1, selective_scan 3";
     assert_eq!(called(&counts), composed);
+}
+
+/// Adapters add to the products of a step that has some, and to no other's, whatever step was before.
+#[test]
+fn what_adapters_add_to_is_composed() {
+    let config = Config::from_json(r#"{"d_model": 8, "n_layer": 3, "vocab_size": 16}"#).unwrap();
+    let counts = Counts::default();
+    let mut backend = Counting { counts: counts.clone(), whole: Some(Arc::default()) };
+    let checkpoint = Checkpoint::random(config, 1);
+    let model = Model::load(&mut backend, &checkpoint, DType::F32, &mut |_| Ok(())).unwrap();
+    let mut slots = Slots::new(&mut backend, model.spec(), 2).unwrap();
+    let mut workspace = Workspace::new(&mut backend, model.config(), 16, 16).unwrap();
+    let adapters = common::adapters::adapters(model.config()).open(model.config());
+    workspace.adapters = Some(Adapters::load(&mut backend, model.config(), &adapters, 16).unwrap());
+    let (lora, state) = (0, 1);
+    let called = || {
+        let counts = std::mem::take(&mut *counts.lock().unwrap());
+        counts.into_iter().map(|(what, count)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
+    };
+    called();
+
+    let plain = "block_step 3, embedding 1, head_step 1";
+    let recorded = "add_low_rank 12, add_norm 4, causal_conv1d 3, embedding 1, linear 13, selective_scan 3";
+    let grouped =
+        "accumulate 12, add_norm 4, causal_conv1d 3, embedding 1, linear 36, plan 1, selective_scan 3";
+    let whole = "add_norm 1, block_step 3, embedding 1, plan 1";
+    let mut batch = Batch::new();
+    batch.push(&[1], 0, true);
+    // Each behind each.
+    for (adapter, expected) in [(Some(lora), grouped), (Some(state), whole), (None, whole)] {
+        for adapted in [true, false] {
+            workspace.adapters.as_mut().unwrap().assign([(1, adapter)].into_iter());
+            model.forward(&mut backend, &batch, &mut slots, &mut workspace).unwrap();
+            assert_eq!(called(), expected, "{adapter:?}");
+            for adapted in [adapted, !adapted, adapted] {
+                let choose = &mut |_: &mut Counting, _: ViewMut<Length>, _: usize| Ok(());
+                model.decode(&mut backend, &1, 1, adapted, &mut slots, &mut workspace, choose).unwrap();
+                assert_eq!(called(), if adapted { recorded } else { plain });
+            }
+        }
+    }
 }

@@ -8,16 +8,18 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use common::ahead::{Ahead, Faults};
-use common::requests::{events, request, said, start};
+use common::adapters::{Adapters, adapters, in_turn};
+use common::ahead::{Ahead, Window};
+use common::requests::{events, request, said, start, start_with};
 use mamba::checkpoint::{Checkpoint, OpenOptions, Tensor};
 use mamba::config::Config;
 use mamba::cpu::Cpu;
 use mamba::engine::{
-    Cancel, Device, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Session, Task,
+    Cancel, Device, Event, FinishReason, GenerateOptions, Input, LoadOptions, Output, Session, Standing, Task,
 };
 use mamba::generate::SamplerOptions;
 use mamba::text::Tokenizer;
+use mamba::train::adapter::Adapter;
 use mamba::{DType, Error, Mamba};
 
 fn folder() -> PathBuf {
@@ -36,19 +38,32 @@ fn options(max_batch: usize) -> LoadOptions {
 }
 
 fn host(max_batch: usize) -> Mamba {
-    Mamba::load(&folder(), &options(max_batch), &Cancel::default(), &mut |_| {}).unwrap()
+    host_with(&options(max_batch))
+}
+
+fn host_with(options: &LoadOptions) -> Mamba {
+    Mamba::load(&folder(), options, &Cancel::default(), &mut |_| {}).unwrap()
 }
 
 fn ahead(max_batch: usize) -> Mamba {
-    ahead_with(max_batch, Arc::default())
+    ahead_with(&options(max_batch), Arc::default())
 }
 
-fn ahead_with(max_batch: usize, faults: Arc<Faults>) -> Mamba {
-    let checkpoint = Checkpoint::open(&folder(), &OpenOptions { mmap: true }).unwrap();
+fn ahead_with(options: &LoadOptions, window: Arc<Window>) -> Mamba {
+    let checkpoint = checkpoint();
     let tokenizer = Tokenizer::from_file(checkpoint.tokenizer_path().unwrap()).unwrap();
-    let (backend, options) = (Ahead(Cpu::new(2).unwrap(), faults), options(max_batch));
-    Mamba::with_backend(backend, 2, &checkpoint, Some(tokenizer), &options, &Cancel::default(), &mut |_| {})
+    let backend = Ahead::new(Cpu::new(2).unwrap(), window);
+    Mamba::with_backend(backend, 2, &checkpoint, Some(tokenizer), options, &Cancel::default(), &mut |_| {})
         .unwrap()
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint::open(&folder(), &OpenOptions { mmap: true }).unwrap()
+}
+
+/// With adapters.
+fn adapted(max_batch: usize, adapters: &Adapters) -> LoadOptions {
+    LoadOptions { adapters: adapters.named.clone(), ..options(max_batch) }
 }
 
 #[test]
@@ -201,8 +216,8 @@ fn a_panicking_callback_ends_what_was_running_and_no_more() {
 /// table: everyone is answered, and no slot is lost.
 #[test]
 fn a_panic_on_the_way_to_the_table_loses_no_slot() {
-    let faults = Arc::new(Faults::default());
-    let ahead = ahead_with(2, faults.clone());
+    let window = Arc::new(Window::default());
+    let ahead = ahead_with(&options(2), window.clone());
     let ids = |n: u32| Input::Ids((1..=n).collect());
     let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
     for round in 0..3 {
@@ -210,7 +225,7 @@ fn a_panic_on_the_way_to_the_table_loses_no_slot() {
         let session = ahead.session();
         let held = ahead.session();
         let ((here, arrived), (go, gone)) = (mpsc::channel(), mpsc::channel::<()>());
-        let (set, wait) = (faults.clone(), Mutex::new(gone));
+        let (set, wait) = (window.clone(), Mutex::new(gone));
         let hold = move |_| {
             here.send(()).unwrap();
             wait.lock().unwrap().recv().unwrap();
@@ -252,7 +267,7 @@ fn logits_that_are_no_numbers_fail_their_request_alone() {
     });
     let poisoned = Checkpoint::from_memory(good.config().clone(), tensors.collect()).unwrap();
     let load = |checkpoint: &Checkpoint| {
-        let backend = Ahead(Cpu::new(1).unwrap(), Arc::default());
+        let backend = Ahead::new(Cpu::new(1).unwrap(), Arc::default());
         let cancel = Cancel::default();
         Mamba::with_backend(backend, 1, checkpoint, None, &options(4), &cancel, &mut |_| {}).unwrap()
     };
@@ -276,8 +291,8 @@ fn logits_that_are_no_numbers_fail_their_request_alone() {
 /// What decodes on the device gives memory back, too, when it ends.
 #[test]
 fn without_memory_for_a_state_a_request_waits_for_those_that_decode() {
-    let faults = Arc::new(Faults::default());
-    let ahead = ahead_with(4, faults.clone());
+    let window = Arc::new(Window::default());
+    let ahead = ahead_with(&options(4), window.clone());
     let session = ahead.session();
     append(&ahead, &session, "The ship");
     let options =
@@ -291,12 +306,12 @@ fn without_memory_for_a_state_a_request_waits_for_those_that_decode() {
         }
     };
     tokens(3);
-    faults.full.store(true, Ordering::Relaxed);
+    window.full.store(true, Ordering::Relaxed);
     let options = GenerateOptions { max_tokens: 3, ..options };
     let waiting = start(&ahead, Task::Continue { session, options }, Cancel::default());
     tokens(10);
     assert!(matches!(waiting.try_recv(), Err(mpsc::TryRecvError::Empty)), "it waits");
-    faults.full.store(false, Ordering::Relaxed);
+    window.full.store(false, Ordering::Relaxed);
     let all = events(&waiting);
     assert!(matches!(all.last(), Some(Event::Done(_))), "{all:?}");
     stop.cancel();
@@ -345,4 +360,112 @@ fn one_that_rests_goes_on_where_it_was() {
         control.pause(false);
     }
     assert_eq!(said(all), whole);
+}
+
+/// Several adapters and none together, in rows that come, go and move.
+#[test]
+fn each_row_has_its_own_adapter() {
+    let adapters = adapters(checkpoint().config());
+    let (host, ahead) =
+        (host_with(&adapted(16, &adapters)), ahead_with(&adapted(5, &adapters), Arc::default()));
+    let ask_all = |model: &Mamba| -> Vec<String> {
+        let all = (0..120).map(|i| start_with(model, in_turn(i), request(i), Cancel::default()));
+        all.collect::<Vec<_>>().iter().map(|one| said(events(one))).collect()
+    };
+    let (expected, answers) = (ask_all(&host), ask_all(&ahead));
+    for (i, (expected, answer)) in (0..).zip(expected.iter().zip(&answers)) {
+        assert_eq!(answer, expected, "request {i} with {:?}: {:?}", in_turn(i), request(i));
+    }
+    for i in 0..20 {
+        let alone = said(events(&start_with(&ahead, in_turn(i), request(i), Cancel::default())));
+        assert_eq!(alone, expected[i as usize], "request {i} alone");
+    }
+}
+
+fn greedy(max_tokens: usize) -> Task {
+    let options = GenerateOptions { max_tokens, ignore_eos: true, ..GenerateOptions::default() };
+    Task::Generate { prompt: Input::Text("It was a dark night, and".into()), options }
+}
+
+#[test]
+fn an_adapter_says_what_the_merged_model_says() {
+    let base = checkpoint();
+    let adapters = adapters(base.config());
+    let ahead = ahead_with(&adapted(8, &adapters), Arc::default());
+    let tokens = |one: &mpsc::Receiver<Event>| match events(one).pop() {
+        Some(Event::Done(Output::Generated { tokens, .. })) => tokens,
+        other => panic!("{other:?}"),
+    };
+    let names = [Some("all"), None, Some("some"), Some("wide")];
+    let together = names.map(|name| start_with(&ahead, name, greedy(40), Cancel::default()));
+    let answers = together.each_ref().map(tokens);
+    for (i, (name, answer)) in names.iter().zip(&answers).enumerate() {
+        let merged = match name {
+            Some(name) => {
+                let adapter = Adapter::open(adapters.folder(name), base.config()).unwrap();
+                adapter.merged(&base).unwrap()
+            }
+            None => checkpoint(),
+        };
+        let tokenizer = Tokenizer::from_file(base.tokenizer_path().unwrap()).unwrap();
+        let cancel = Cancel::default();
+        let merged =
+            Mamba::from_checkpoint(&merged, Some(tokenizer), &options(1), &cancel, &mut |_| {}).unwrap();
+        assert_eq!(*answer, tokens(&start(&merged, greedy(40), cancel)), "{name:?}");
+        assert!(!answers[..i].contains(answer), "{name:?} changes nothing");
+    }
+}
+
+/// The step without adapters stays what it is, before and after steps with them.
+#[test]
+fn steps_with_and_without_adapters_are_recorded_apart() {
+    let adapters = adapters(checkpoint().config());
+    let window = Arc::new(Window::default());
+    let ahead = ahead_with(&adapted(2, &adapters), window.clone());
+    let order = [None, Some("all"), None, Some("state"), Some("wide"), None, Some("all")];
+    let answers = order.map(|name| said(events(&start_with(&ahead, name, greedy(6), Cancel::default()))));
+    assert!(answers[2] == answers[0] && answers[5] == answers[0] && answers[6] == answers[1]);
+    let recorded = window.recorded.lock().unwrap();
+    assert_eq!(recorded.keys().copied().collect::<Vec<_>>(), [(1, false), (1, true)]);
+    let (plain, with) = (&recorded[&(1, false)], &recorded[&(1, true)]);
+    // A learned state changes no step. Of the six tokens, the first comes with the prompt.
+    assert!(plain.replays >= 4 * 5 - 1 && with.replays >= 3 * 5 - 1, "{} {}", plain.replays, with.replays);
+    let (added, rest): (Vec<&str>, _) = with.calls.iter().partition(|call| **call == "add_low_rank");
+    // One of them has matrices beside each of the model's.
+    assert_eq!(added.len(), 4 * checkpoint().config().n_layer);
+    assert_eq!(rest, plain.calls);
+}
+
+/// The last row moves to where the one was that left, with its adapter.
+#[test]
+fn a_cancelled_row_leaves_the_others_their_adapters() {
+    let adapters = adapters(checkpoint().config());
+    let host = host_with(&adapted(8, &adapters));
+    let ahead = ahead_with(&adapted(8, &adapters), Arc::default());
+    let names = [None, Some("all"), Some("some"), Some("all"), None, Some("wide")];
+    for leaving in [1, 3, 4, 5] {
+        let cancels: Vec<_> = names.iter().map(|_| Cancel::default()).collect();
+        let mut all = Vec::new();
+        for (i, (name, cancel)) in names.iter().zip(&cancels).enumerate() {
+            if i != leaving {
+                all.push((name, start_with(&ahead, *name, greedy(60), cancel.clone())));
+                continue;
+            }
+            let Task::Generate { prompt, options } = greedy(1 << 20) else { unreachable!() };
+            let task = Task::Generate { prompt, options: GenerateOptions { stream: true, ..options } };
+            let standing = Standing { adapter: name.map(str::to_owned), ..Standing::default() };
+            let (abort, mut seen) = (cancel.clone(), 0);
+            let leave = move |_| {
+                seen += 1;
+                if seen == 7 {
+                    abort.cancel();
+                }
+            };
+            ahead.submit_as(standing, task, cancel.clone(), leave).unwrap();
+        }
+        for (name, one) in all {
+            let expected = said(events(&start_with(&host, *name, greedy(60), Cancel::default())));
+            assert_eq!(said(events(&one)), expected, "{name:?}, beside request {leaving}, which left");
+        }
+    }
 }

@@ -5,11 +5,13 @@
 // the head, each launched with programmatic stream serialization behind the one before. The step's first kernel, the
 // embedding's, is launched plainly; so what an earlier step wrote, the slots' states and lists, is there before any of
 // these begins, and may be read before wait_for_previous. "dtype" is the type of the kernel's instance: __nv_bfloat16 or
-// __half; in <kernel>_<dtype>_<tiles> up to 8 * tiles rows are computed. Compute capability 9.0 and later.
+// __half; in <kernel>_<dtype>_<tiles> up to 8 * tiles rows are computed (by a block, in step_x_proj, which takes any
+// number of rows, as step_scan does). Compute capability 9.0 and later.
 //
 // Launch                          grid                         block  dynamic shared memory
 //   step_in_proj_<dtype>_<tiles>  (step_blocks(2E, ...))       256    step_norm_shared(...)
-//   step_x_proj_<dtype>_<tiles>   (ceil(W / 16), kStepSplits)  256    8192 * kStepShort
+//   step_x_proj_<dtype>_<tiles>   (ceil(W / 16), kStepSplits,  256    8192 * kStepShort
+//                                  ceil(R / (8 * tiles)))
 //   step_scan_<dtype>             (E / 32, ceil(R / 8))        256    0
 //   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
 //   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)

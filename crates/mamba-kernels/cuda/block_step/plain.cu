@@ -45,12 +45,14 @@ __device__ __forceinline__ float plain_product(const void *weight, const void *a
 }
 
 // The blocks of a cluster each sum a part of the inputs for the same 16 outputs and send it to the first one, which adds
-// them up in order. They do not wait for it: what they send counts as bytes at its barrier.
+// them up in order. They do not wait for it: what they send counts as bytes at its barrier. blockIdx.z has the rows from
+// blockIdx.z * 8 * kTiles on.
 template <class T, int kTiles> __device__ __forceinline__ void x_proj(const StepXProj &p) {
 #if __CUDA_ARCH__ >= 900
     __shared__ float s_parts[kStepSplits][8 * kTiles][16];
     __shared__ uint64_t s_barrier;
     const unsigned barrier = (unsigned)__cvta_generic_to_shared(&s_barrier);
+    const int first_row = blockIdx.z * 8 * kTiles, rows = p.rows - first_row;
     const int slice = (p.inputs + 32 * kStepSplits - 1) / (32 * kStepSplits) * 32, rank = blockIdx.y;
     const int begin = min(rank * slice, p.inputs), end = min(begin + slice, p.inputs);
     if (threadIdx.x == 0 && rank == 0) {
@@ -60,19 +62,19 @@ template <class T, int kTiles> __device__ __forceinline__ void x_proj(const Step
     }
     asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
     const float sum = plain_product<T, kTiles, kStepShort>(
-        p.weight, p.u, p.rows, p.inputs, p.outputs, begin, end, [] { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }, [] {});
+        p.weight, static_cast<const T *>(p.u) + (long long)first_row * p.inputs, rows, p.inputs, p.outputs, begin, end, [] { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }, [] {});
     const int c = blockIdx.x * 16 + threadIdx.x % 16, n = threadIdx.x / 16;
     if (n < 8 * kTiles) {
         const unsigned own = (unsigned)__cvta_generic_to_shared(&s_parts[rank][n][c % 16]);
         asm volatile("{ .reg .b32 to, barrier; mapa.shared::cluster.u32 to, %0, 0; mapa.shared::cluster.u32 barrier, %1, 0;\n"
                      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [barrier]; }" ::"r"(own), "r"(barrier), "r"(__float_as_uint(sum)) : "memory");
     }
-    if (rank || n >= p.rows || n >= 8 * kTiles || c >= p.outputs) return;
+    if (rank || n >= rows || n >= 8 * kTiles || c >= p.outputs) return;
     asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
                  "@!done bra again; }" ::"r"(barrier) : "memory");
     float all = 0.f;
     for (int i = 0; i < kStepSplits; i++) all += s_parts[i][n][c % 16];
-    p.dt_b_c[(long long)n * p.outputs + c] = all;
+    p.dt_b_c[(long long)(first_row + n) * p.outputs + c] = all;
 #endif
 }
 

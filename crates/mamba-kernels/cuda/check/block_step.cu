@@ -85,7 +85,7 @@ template <class T> struct Step {
         u = pool.get<T>((size_t)rows * s.channels), y = pool.get<T>((size_t)rows * s.channels), xz = pool.get<T>((size_t)rows * 2 * s.channels);
         slots = pool.of(slots_), fresh = pool.of(fresh_);
     }
-    int tiles() const { return ceil_div(rows, 8); }
+    int tiles() const { return std::min(2, ceil_div(rows, 8)); }
     StepInProj in_proj(const Layer<T> &l, float *state, long long slot, bool first = true) const {
         return {l.in_proj, residual, l.norm, first ? nullptr : sums, u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv, 1e-5f, 0};
     }
@@ -99,7 +99,7 @@ template <class T> struct Step {
         launch(Kernels<T>::in_proj[tiles() - 1], n, step_norm_shared(tiles(), s.d_model, 2 * s.channels, n), stream, p, behind);
     }
     void run_x(const StepXProj &p, cudaStream_t stream) const {
-        launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), kStepSplits), 8192 * kStepShort, stream, p);
+        launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), kStepSplits, ceil_div(rows, 8 * tiles())), 8192 * kStepShort, stream, p);
     }
     void run_scan(const StepScan &p, cudaStream_t stream) const { launch(Kernels<T>::scan, dim3(s.channels / 32, ceil_div(rows, 8)), 0, stream, p); }
     void run_out(const StepOutProj &p, cudaStream_t stream) const {
@@ -140,6 +140,67 @@ std::vector<float> narrow_of(const Values &v) { return {v.begin(), v.end()}; }
 // of T, it may be rounded the other way.
 constexpr double kSum = 2e-6, kNormSum = 1e-4;
 
+// x_proj and the scan, given u and z; y.
+template <class T>
+Values check_between(Case &c, const Step<T> &step, const Layer<T> &layer, float *state, long long slot, const std::vector<int> &slots, const std::vector<int> &fresh, const Values &u, const Values &z) {
+    const Shape &s = step.s;
+    const int E = s.channels, rows = step.rows, window = s.d_conv - 1;
+    const size_t states = slot * (*std::max_element(slots.begin(), slots.end()) + 1);
+    Values expected = wide(fetch(state, states));
+    step.run_x(step.x_proj(layer), 0);
+    const Values dt_b_c = wide(fetch(step.dt_b_c, (size_t)rows * s.width()));
+    c.within("dt, B, C", dt_b_c, product(u, wide(fetch(layer.x_proj, (size_t)s.width() * E)), rows, E, s.width()), kSum);
+
+    step.run_scan(step.scan(layer, state + window * E, slot), 0);
+    Values dt, y;
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < s.dt_rank; i++) dt.push_back((double)(float)(T)(float)dt_b_c[(size_t)r * s.width() + i]);
+    const Values delta = product(dt, wide(fetch(layer.dt_proj, (size_t)E * s.dt_rank)), rows, s.dt_rank, E);
+    const Values a = wide(fetch(layer.a, kStepStates * E)), d = wide(fetch(layer.d, E)), bias = wide(fetch(layer.delta_bias, E));
+    for (int r = 0; r < rows; r++)
+        for (int e = 0; e < E; e++) {
+            const double step = std::log1p(std::exp(delta[(size_t)r * E + e] + bias[e])), input = u[(size_t)r * E + e];
+            double sum = d[e] * input;
+            for (int n = 0; n < kStepStates; n++) {
+                double &h = expected[slots[r] * slot + (window + n) * E + e];
+                h = std::exp(step * a[n * E + e]) * (fresh[r] ? 0 : h) + step * input * dt_b_c[(size_t)r * s.width() + s.dt_rank + n];
+                sum += h * dt_b_c[(size_t)r * s.width() + s.dt_rank + kStepStates + n];
+            }
+            y.push_back(sum * silu(z[(size_t)r * E + e]));
+        }
+    const Values y_found = wide(fetch(step.y, (size_t)rows * E));
+    c.result<T>("y", y_found, y);
+    c.within("ssm_state", wide(fetch(state, states)), expected, kNormSum); // dt is rounded to T
+    return y_found;
+}
+
+// More rows than the large products take: those leave u and z, here at random.
+template <class T> void check_many(const Shape &s, int rows) {
+    Case c(std::string(s.name) + " " + dtype_name<T>() + " rows " + std::to_string(rows));
+    const int E = s.channels;
+    std::vector<int> slots, fresh;
+    for (int r = 0; r < rows; r++) slots.push_back(rows - r), fresh.push_back(r % 5 == 2);
+    const long long slot = (long long)(s.d_conv - 1 + kStepStates) * E + 8;
+    Layer<T> layer(s, 100);
+    Step<T> step(s, rows, slots, fresh);
+    Pool pool;
+    float *state = pool.normal<float>(slot * (rows + 1), 9);
+    const Values before = wide(fetch(state, slot * (rows + 1)));
+    step.u = pool.normal<T>((size_t)rows * E, 11), step.xz = pool.normal<T>((size_t)rows * 2 * E, 12);
+    const Values u = wide(fetch(step.u, (size_t)rows * E)), xz = wide(fetch(step.xz, (size_t)rows * 2 * E));
+    Values z;
+    for (int r = 0; r < rows; r++) z.insert(z.end(), xz.begin() + ((size_t)2 * r + 1) * E, xz.begin() + ((size_t)2 * r + 2) * E);
+    const Values y = check_between(c, step, layer, state, slot, slots, fresh, u, z);
+
+    // The last row alone.
+    const size_t r = rows - 1;
+    Step<T> alone(s, 1, {slots[r]}, {fresh[r]});
+    alone.u = step.u + r * E, alone.xz = step.xz + r * 2 * E;
+    CHECK(cudaMemcpy(state, narrow_of(before).data(), before.size() * 4, cudaMemcpyHostToDevice));
+    alone.run_x(alone.x_proj(layer), 0), alone.run_scan(alone.scan(layer, state + (s.d_conv - 1) * E, slot), 0);
+    c.require("a row alone the same", same_bits(wide(fetch(alone.y, E)), Values(y.begin() + r * E, y.end())));
+}
+
 template <class T> void check(const Shape &s, int rows) {
     Case c(std::string(s.name) + " " + dtype_name<T>() + " rows " + std::to_string(rows));
     const int E = s.channels, window = s.d_conv - 1, slot_count = rows + 2;
@@ -179,32 +240,8 @@ template <class T> void check(const Shape &s, int rows) {
     Values after = wide(fetch(state, slot * slot_count));
     c.within("conv_state", after, expected, kNormSum);
 
-    step.run_x(step.x_proj(layer), 0);
-    const Values dt_b_c = wide(fetch(step.dt_b_c, (size_t)rows * s.width()));
-    c.within("dt, B, C", dt_b_c, product(u_found, wide(fetch(layer.x_proj, (size_t)s.width() * E)), rows, E, s.width()), kSum);
-
-    expected = after;
-    step.run_scan(step.scan(layer, state + window * E, slot), 0);
-    Values dt, y;
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < s.dt_rank; i++) dt.push_back((double)(float)(T)(float)dt_b_c[(size_t)r * s.width() + i]);
-    const Values delta = product(dt, wide(fetch(layer.dt_proj, (size_t)E * s.dt_rank)), rows, s.dt_rank, E);
-    const Values a = wide(fetch(layer.a, kStepStates * E)), d = wide(fetch(layer.d, E)), bias = wide(fetch(layer.delta_bias, E));
-    for (int r = 0; r < rows; r++)
-        for (int e = 0; e < E; e++) {
-            const double step = std::log1p(std::exp(delta[(size_t)r * E + e] + bias[e])), input = u_found[(size_t)r * E + e];
-            double sum = d[e] * input;
-            for (int n = 0; n < kStepStates; n++) {
-                double &h = expected[slots[r] * slot + (window + n) * E + e];
-                h = std::exp(step * a[n * E + e]) * (fresh[r] ? 0 : h) + step * input * dt_b_c[(size_t)r * s.width() + s.dt_rank + n];
-                sum += h * dt_b_c[(size_t)r * s.width() + s.dt_rank + kStepStates + n];
-            }
-            y.push_back(sum * silu(z_found[(size_t)r * E + e]));
-        }
-    const Values y_found = wide(fetch(step.y, (size_t)rows * E));
-    c.result<T>("y", y_found, y);
+    const Values y_found = check_between(c, step, layer, state, slot, slots, fresh, u_found, z_found);
     after = wide(fetch(state, slot * slot_count));
-    c.within("ssm_state", after, expected, kNormSum); // dt is rounded to T
 
     step.run_out(step.out_proj(layer), 0);
     Values sum = product(y_found, wide(fetch(layer.out_proj, (size_t)s.d_model * E)), rows, E, s.d_model);
@@ -248,10 +285,12 @@ void check_all(bool small) {
     const Shape odd{"odd", 144, 96, 24, 1, 84, 3, false}, tiny{"130m/4", 192, 384, 16, 1, 500};
     for (int rows : {1, 3, 8, 9, 16}) check<__nv_bfloat16>(odd, rows), check<__half>(odd, rows);
     check<__half>(tiny, 5);
+    for (int rows : {17, 40}) check_many<__nv_bfloat16>(odd, rows), check_many<__half>(tiny, rows);
     if (small) return;
     const Shape narrow{"130m", 768, 1536, 48, 1, 1000}, wide{"2.8b", 2560, 5120, 160, 1, 1000}, seven{"7b", 4096, 8192, 256, 1, 100};
     for (int rows : {1, 2, 8, 16}) check<__half>(narrow, rows), check<__nv_bfloat16>(narrow, rows);
     check<__half>(wide, 2), check<__nv_bfloat16>(seven, 1);
+    check_many<__half>(narrow, 64), check_many<__nv_bfloat16>(wide, 300);
 }
 
 template <class T> void time_shape(Timer &timer, Report &report, const Shape &s, const std::vector<int> &batches) {
@@ -280,16 +319,17 @@ template <class T> void time_shape(Timer &timer, Report &report, const Shape &s,
         };
         const double state_bytes = 8. * slot * rows, E_d = (double)E;
         const std::string label = std::string(s.name) + " " + dtype_name<T>() + ", rows " + std::to_string(rows) + ", ";
-        report.row(label + "step", timer.graph([&](cudaStream_t stream) { all(stream, 31); }), weights + state_bytes);
+        const bool whole = rows <= 16; // of more, only what lies between the large products
+        if (whole) report.row(label + "step", timer.graph([&](cudaStream_t stream) { all(stream, 31); }), weights + state_bytes);
         const double parts[5] = {4 * E_d * s.d_model + rows * E_d * (s.d_conv - 1) * 8, 2 * E_d * s.width(), 2 * E_d * s.dt_rank + rows * E_d * kStepStates * 8, 2 * E_d * s.d_model, 2. * s.vocab * s.d_model};
         const char *names[5] = {"in_proj", "x_proj", "scan", "out_proj", "head"};
-        if (rows == batches[0] || rows == batches.back())
-            for (int i = 0; i < 5; i++) report.row(label + names[i], timer.graph([&](cudaStream_t stream) { all(stream, 1 << i); }), parts[i], i < 4 ? s.layers : 1);
+        if (rows == batches[0] || rows >= 16)
+            for (int i = whole ? 0 : 1; i < (whole ? 5 : 3); i++) report.row(label + names[i], timer.graph([&](cudaStream_t stream) { all(stream, 1 << i); }), parts[i], i < 4 ? s.layers : 1);
     }
 }
 
 void time_all(Timer &timer, Report &report) {
-    const std::vector<int> rows = {1, 2, 4, 8, 16};
+    const std::vector<int> rows = {1, 2, 4, 8, 16, 32, 64};
     time_shape<__half>(timer, report, {"130m", 768, 1536, 48, 24, 50280}, rows);
     time_shape<__half>(timer, report, {"1.4b", 2048, 4096, 128, 48, 50280}, rows);
     time_shape<__half>(timer, report, {"2.8b", 2560, 5120, 160, 64, 50280}, rows);

@@ -2,7 +2,7 @@
 //   nvcc -arch=sm_90 -O3 -std=c++17 check/selective_scan.cu selective_scan/*.cu -o scan_check
 //   ./scan_check            check, then time
 //   ./scan_check check      check only         ./scan_check small   a few small cases (for compute-sanitizer)
-//   ./scan_check time [json file, or -] [batch x channels x length]
+//   ./scan_check time [json file, or -] [batch x channels x length, or all] [bf16 | f16 | f32]
 // Every output is filled with NaN first, so that an unwritten element is seen. Inputs lie as in the model:
 // z is the second half of in_proj's output, B and C are columns of x_proj's.
 #include "harness.h"
@@ -424,7 +424,7 @@ const char *name_of(ScanPlan p) {
     return text;
 }
 
-void time_all(const char *json, const std::string &only) {
+template <class T> void time_all(const char *json, const std::string &only) {
     const ScanPlan narrow{ScanPath::narrow, 1};
     auto cut_narrow = [](int n) { return ScanPlan{ScanPath::narrow, n}; };
     auto tile = [](int n) { return ScanPlan{ScanPath::tile, n}; };
@@ -445,14 +445,15 @@ void time_all(const char *json, const std::string &only) {
     Timer timer;
     double copy = timer.copy_bandwidth();
     std::printf("%s, driver API %d, copy %.2f TB/s\n", device.name, driver, copy);
-    std::string out = "{\"card\":\"" + std::string(device.name) + "\",\"copy_tb_s\":" + std::to_string(copy) + ",\"rows\":[";
+    std::string out = "{\"card\":\"" + std::string(device.name) + "\",\"dtype\":\"" + (std::is_same_v<T, float> ? "f32" : std::is_same_v<T, __half> ? "f16" : "bf16") + "\",\"copy_tb_s\":" + std::to_string(copy) + ",\"rows\":[";
     std::printf("batch x channels x length | plan | us (10..90 %%) | Gelem/s | graph us | Gelem/s | of official\n");
     for (size_t i = 0; i < rows.size(); i++) {
         Row &row = rows[i];
         const std::string label = std::to_string(row.batch) + "x" + std::to_string(row.channels) + "x" + std::to_string(row.length);
-        if (!only.empty() && only != label) continue;
+        if (only != "all" && only != label) continue;
+        if (!std::is_same_v<T, __nv_bfloat16>) row.official_forward = row.official_backward = 0;
         Shape shape{std::vector<int>(row.batch, row.length), row.channels, 16};
-        Case<__nv_bfloat16> c(shape, 11);
+        Case<T> c(shape, 11);
         char text[512];
         double best[3] = {};
         auto print = [&](const char *what, ScanPlan plan, Timer::Sample s, Timer::Sample g, double official, double *to) {
@@ -472,19 +473,19 @@ void time_all(const char *json, const std::string &only) {
             for (bool keep : {false, true}) {
                 if (keep && row.backward.empty()) continue;
                 ScanForward p = c.forward(plan, keep);
-                auto f = [&](cudaStream_t s) { launch_forward<__nv_bfloat16>(p, plan.path, c.sequences, s); };
+                auto f = [&](cudaStream_t s) { launch_forward<T>(p, plan.path, c.sequences, s); };
                 auto sample = timer(f);
                 print(keep ? "forward+keep" : "forward", plan, sample, timer.graph(f), row.official_forward, &best[keep]);
             }
         for (ScanPlan plan : row.backward) {
             ScanBackward p = c.backward(plan);
-            auto f = [&](cudaStream_t s) { launch_backward<__nv_bfloat16>(p, plan.path, c.sequences, s); };
+            auto f = [&](cudaStream_t s) { launch_backward<T>(p, plan.path, c.sequences, s); };
             auto sample = timer(f, 11);
             print("backward", plan, sample, timer.graph(f, 11), row.official_backward, &best[2]);
         }
         if (best[2] > 0) {
             double both = 1 / (1 / best[1] + 1 / best[2]), theirs = 1 / (1 / row.official_forward + 1 / row.official_backward);
-            std::printf("%dx%dx%d | forward+backward, best plans | | %.1f | | | %.2f\n", row.batch, row.channels, row.length, both, both / theirs);
+            std::printf("%dx%dx%d | forward+backward, best plans | | %.1f | | | %.2f\n", row.batch, row.channels, row.length, both, row.official_forward ? both / theirs : 0.);
         }
     }
     out += "]}\n";
@@ -505,6 +506,10 @@ int main(int argc, char **argv) {
         std::printf(ok ? "all checks passed\n" : "CHECKS FAILED\n");
         if (!ok) return 1;
     }
-    if (mode == "all" || mode == "time") time_all(argc > 2 ? argv[2] : nullptr, argc > 3 ? argv[3] : "");
+    if (mode == "all" || mode == "time") {
+        const std::string dtype = argc > 4 ? argv[4] : "bf16";
+        const auto time = dtype == "f32" ? time_all<float> : dtype == "f16" ? time_all<__half> : time_all<__nv_bfloat16>;
+        time(argc > 2 ? argv[2] : nullptr, argc > 3 ? argv[3] : "all");
+    }
     return 0;
 }

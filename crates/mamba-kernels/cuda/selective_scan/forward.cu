@@ -24,9 +24,11 @@ namespace scan {
 // ------------------------------------------------------------------------------------------ tile
 // A block is 4 warps, each 16 channels (tile.cuh). Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
 // the one after it copied by cp.async; one barrier a stage.
-// y = sum over states of C h is a tensor-core product: h is operand A as it lies in the registers (rows are
+// y = sum over states of C h is a tensor-core product. For bf16 h is operand A as it lies in the registers (rows are
 // channels, k is states), C of eight steps is operand B (columns are steps); of the product for step i only
-// column i is kept, and its lane q = i / 2 finishes that step.
+// column i is kept, and its lane q = i / 2 finishes that step. For f16 and f32, which that would not be exact enough for,
+// a lane sums over its own four states in f32, and the product only adds up the four lanes: A is v and what the tensor
+// core cuts off v, of two steps (k), B is ones where a step's column is. Both leave steps 2q and 2q+1 in lane q.
 
 constexpr int kTileChannels = 64, kTileSteps = 16, kTileThreads = 128;
 
@@ -117,6 +119,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int z_stride = (int)p.z_stride, y_stride = (int)p.y_stride;
     const T *from_z = p.z ? row<T>(p.z, z_stride, seg.begin + 2 * q) + ch : nullptr;
     T *to_y = kLocal ? nullptr : row<T>(p.y, y_stride, seg.begin + 2 * q) + ch;
+    float even[4], odd[4]; // operand B that puts the sums of steps 2m and 2m+1 over k into columns of their own
+#pragma unroll
+    for (int m = 0; m < 4; m++) {
+        even[m] = g == 2 * m ? 1.f : 0.f;
+        odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
+    }
     int ring = 0; // of the stage being scanned
     if (seg.begin < seg.end) {
         copy_stage(seg.begin, 0);
@@ -163,6 +171,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
         for (int half = 0; half < 2; half++) {
             const float4 c8 = s.c[buffer][8 * half + g][q];
             float y[2][2]; // [channel][step] of steps 2q, 2q+1
+            float v[2][2], sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int t = 8 * half + i;
@@ -189,13 +198,12 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     delta_sum1 += xv.y;
                 } else if constexpr (kExact<T>) {
                     const float4 cv = s.c[buffer][t][q];
-                    float y0 = fmaf(h[0][3], cv.w, fmaf(h[0][2], cv.z, fmaf(h[0][1], cv.y, h[0][0] * cv.x)));
-                    float y1 = fmaf(h[1][3], cv.w, fmaf(h[1][2], cv.z, fmaf(h[1][1], cv.y, h[1][0] * cv.x)));
-                    y0 = quad_sum(y0);
-                    y1 = quad_sum(y1);
-                    if (q == i / 2) {
-                        y[0][i % 2] = y0;
-                        y[1][i % 2] = y1;
+#pragma unroll
+                    for (int k = 0; k < 2; k++)
+                        v[i % 2][k] = fmaf(h[k][3], cv.w, fmaf(h[k][2], cv.z, fmaf(h[k][1], cv.y, h[k][0] * cv.x)));
+                    if (i % 2) {
+                        mma(sum, v[0][0], v[0][1], v[1][0], v[1][1], even[i / 2], odd[i / 2]);
+                        mma(sum, v[0][0] - cut(v[0][0]), v[0][1] - cut(v[0][1]), v[1][0] - cut(v[1][0]), v[1][1] - cut(v[1][1]), even[i / 2], odd[i / 2]);
                     }
                 } else {
                     float product[4] = {0.f, 0.f, 0.f, 0.f};
@@ -207,6 +215,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     }
                 }
             }
+            if (kExact<T>) y[0][0] = sum[0], y[0][1] = sum[1], y[1][0] = sum[2], y[1][1] = sum[3];
             if (!kLocal) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {

@@ -6,6 +6,7 @@ pub mod simd;
 pub mod threads;
 mod train;
 
+use std::convert::Infallible;
 use std::marker::PhantomData;
 
 use self::memory::Aligned;
@@ -13,6 +14,7 @@ use self::simd::Level;
 use self::threads::Threads;
 use crate::backend::{Backend, Batch, View, ViewMut};
 use crate::checkpoint::Tensor;
+use crate::config::Config;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops;
@@ -86,15 +88,17 @@ impl Backend for Cpu {
     type Buffer = Aligned<f32>;
     type Weight = ops::linear::Packed;
     type Plan = Plan;
+    type LowRanks = Infallible;
 
     fn name(&self) -> &'static str {
         "cpu"
     }
 
     /// With fewer, weights are read more often; with more, a thread's activations leave its caches (docs/cpu.md).
-    fn prefill_chunk(&self) -> usize {
-        match self.level {
-            Level::Amx => 512,
+    fn prefill_chunk(&self, _: &Config, dtype: DType) -> usize {
+        match (self.level, dtype) {
+            // The tile unit takes less time for the products, so reading the weights would be more of it.
+            (Level::Amx, DType::BF16 | DType::Q8_0 | DType::Q4K) => 512,
             _ => (64 * self.threads.count()).clamp(128, 512),
         }
     }

@@ -73,8 +73,8 @@ impl Decoder<Cuda> for Table {
         self.table.choose_for(&backend.device, rows_mut(logits), rows).map_err(failed)
     }
 
-    fn replay(&mut self, backend: &mut Cuda, rows: usize) -> Result<bool> {
-        self.table.replay(&backend.device, rows).map_err(failed)
+    fn replay(&mut self, backend: &mut Cuda, rows: usize, adapted: bool) -> Result<bool> {
+        self.table.replay(&backend.device, rows, adapted).map_err(failed)
     }
 
     fn begin_recording(&mut self, backend: &mut Cuda) -> Result<bool> {
@@ -83,10 +83,10 @@ impl Decoder<Cuda> for Table {
         Ok(true)
     }
 
-    fn end_recording(&mut self, backend: &mut Cuda, rows: usize) -> Result<()> {
+    fn end_recording(&mut self, backend: &mut Cuda, rows: usize, adapted: bool) -> Result<()> {
         self.recording = false;
         let graph = backend.device.end_recording().map_err(failed)?;
-        self.table.keep(rows, graph);
+        self.table.keep(rows, adapted, graph);
         Ok(())
     }
 
@@ -114,7 +114,7 @@ impl Decoder<Cuda> for Table {
 }
 
 fn translate<'a>(entry: &Entry<'a>) -> decode::Entry<'a> {
-    let Entry { slot, options, window, position, left, stop, hold } = *entry;
+    let Entry { slot, options, window, position, left, stop, hold, adapter } = *entry;
     decode::Entry {
         slot,
         row: sampling::Row {
@@ -134,5 +134,6 @@ fn translate<'a>(entry: &Entry<'a>) -> decode::Entry<'a> {
         left,
         stop,
         hold,
+        adapter,
     }
 }

@@ -15,14 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use mamba_kernels as kernels;
 use mamba_kernels::readback::Readback;
-use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States, linear, quantized};
+use mamba_kernels::{Buffer, Device, Float, Rows, RowsMut, States, linear, low_rank, quantized};
 
 use crate::backend::{Backend, Batch, BlockStep, HeadStep, Later, StateView, View, ViewMut};
 use crate::checkpoint::Tensor;
-use crate::config::NormKind;
+use crate::config::{Config, NormKind};
 use crate::decoder::Decoder;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::ops::causal_conv1d::CausalConv1d;
 use crate::ops::norm::AddNorm;
 use crate::ops::pool::{Pool, PoolKind};
@@ -70,6 +71,7 @@ impl Cuda {
             DType::F16 | DType::Q8_0 | DType::Q4K => Float::F16,
         };
         let device = Device::new(ORDINAL).map_err(|error| convert(error, "the device's context"))?;
+        exit::watch();
         Ok(Self { device, float, deterministic: false, readbacks: Arc::default() })
     }
 
@@ -92,13 +94,15 @@ impl Backend for Cuda {
     type Buffer = Buffer;
     type Weight = Weight;
     type Plan = kernels::Batch;
+    type LowRanks = low_rank::LowRanks;
 
     fn name(&self) -> &'static str {
         "cuda"
     }
 
-    fn prefill_chunk(&self) -> usize {
-        16384
+    /// Where channels are few it takes more sequences to fill the device with scans (docs/kernels.md).
+    fn prefill_chunk(&self, config: &Config, _: DType) -> usize {
+        if config.d_inner < 2048 { 32768 } else { 16384 }
     }
 
     fn memory(&mut self) -> Option<(u64, u64)> {
@@ -198,13 +202,22 @@ impl Backend for Cuda {
         let (x, out, fixed_rows) = (rows(x), rows_mut(out), self.deterministic);
         match weight {
             Weight::Floats(weight) => {
-                linear::product(&self.device, linear::Product { x, weight, bias, out, fixed_rows })
+                linear::product(&self.device, linear::Product { x, weight, bias, out, add: false, fixed_rows })
             }
             Weight::Blocks(weight) => {
                 quantized::product(&self.device, quantized::Product { x, weight, bias, out, fixed_rows })
             }
         }
         .map_err(failed)
+    }
+
+    /// The sum is made where the product is, so the norm behind it reads only that.
+    fn linear_onto(&mut self, x: View<Buffer>, weight: &Weight, residual: ViewMut<Buffer>) -> Result<bool> {
+        let Some(weight) = weight.floats() else { return Ok(false) };
+        let (x, out, fixed_rows) = (rows(x), rows_mut(residual), self.deterministic);
+        let product = linear::Product { x, weight, bias: None, out, add: true, fixed_rows };
+        linear::product(&self.device, product).map_err(failed)?;
+        Ok(true)
     }
 
     fn add_norm(&mut self, op: AddNorm<Buffer>) -> Result<()> {
@@ -273,6 +286,7 @@ impl Backend for Cuda {
             d_conv: op.d_conv,
             follows: op.follows,
             residual: rows_mut(op.residual),
+            hidden: rows_mut(op.hidden),
             u: rows_mut(op.u),
             xz: rows_mut(op.xz),
             y: rows_mut(op.y),
@@ -298,6 +312,31 @@ impl Backend for Cuda {
         }
         kernels::block_step::head(&self.device, op).map_err(failed)?;
         Ok(true)
+    }
+
+    /// `None` with [`Cuda::deterministic`], which has no decoder.
+    fn low_ranks(&mut self, factors: &[Option<[&Weight; 2]>]) -> Result<Option<low_rank::LowRanks>> {
+        if self.deterministic {
+            return Ok(None);
+        }
+        let floats = factors.iter().map(|factors| match factors {
+            Some([a, b]) => Some(Some([a.floats()?, b.floats()?])),
+            None => Some(None),
+        });
+        let Some(factors) = floats.collect::<Option<Vec<_>>>() else {
+            return Err(Error::Internal { message: "an adapter in blocks".into() });
+        };
+        low_rank::LowRanks::new(&self.device, &factors).map(Some).map_err(|error| convert(error, "adapters"))
+    }
+
+    fn add_low_rank(
+        &mut self,
+        plan: &kernels::Batch,
+        low_ranks: &low_rank::LowRanks,
+        x: View<Buffer>,
+        out: ViewMut<Buffer>,
+    ) -> Result<()> {
+        low_rank::add(&self.device, plan, low_ranks, rows(x), rows_mut(out)).map_err(failed)
     }
 
     fn pool(&mut self, plan: &kernels::Batch, op: Pool<Buffer>) -> Result<()> {

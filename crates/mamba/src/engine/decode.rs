@@ -5,6 +5,9 @@
 //! A row that ends by a token or by its length is taken out by the device itself, so the step that is already queued does
 //! not change its state. Stop strings are seen here alone, a step late. That does no harm where the state is dropped; in
 //! a session it would leave a token too many in the state, so such a row holds after each token until it was looked at.
+//!
+//! A step in which some row's products are added to by an adapter is another one than that without: it is recorded by
+//! itself, and each row finds its adapter in the table.
 
 use std::collections::VecDeque;
 
@@ -39,6 +42,8 @@ struct Decoding {
     hold: bool,
     /// Whether it waits for the host to look at its last token.
     parked: bool,
+    /// The adapter that adds to its products, if one does.
+    adapter: Option<usize>,
 }
 
 impl<B: Backend> Decode<B> {
@@ -67,7 +72,7 @@ impl<B: Backend> Decode<B> {
     }
 
     /// A step of all rows, of which the first `rows` of the table are in use, as one replayed graph from the second time
-    /// on.
+    /// on: one for steps with adapters, one for those without.
     fn step(
         &mut self,
         rows: usize,
@@ -76,13 +81,14 @@ impl<B: Backend> Decode<B> {
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
     ) -> Result<()> {
-        if self.decoder.replay(backend, rows)? {
+        let adapted = self.rows.iter().any(|row| row.adapter.is_some());
+        if self.decoder.replay(backend, rows, adapted)? {
             return Ok(());
         }
         let decoder = &mut *self.decoder;
         let plan = decoder.plan(backend, rows)?;
         let mut run = |backend: &mut B, decoder: &mut dyn Decoder<B>| {
-            model.decode(backend, &plan, rows, slots, workspace, &mut |backend, logits, first| {
+            model.decode(backend, &plan, rows, adapted, slots, workspace, &mut |backend, logits, first| {
                 decoder.choose(backend, logits, first)
             })
         };
@@ -91,7 +97,7 @@ impl<B: Backend> Decode<B> {
         if decoder.begin_recording(backend)? {
             // What a failure has cut short is dropped by `fail_decoding`, never replayed.
             run(backend, decoder)?;
-            decoder.end_recording(backend, rows)?;
+            decoder.end_recording(backend, rows, adapted)?;
         }
         Ok(())
     }
@@ -140,6 +146,7 @@ impl<B: Backend> Decode<B> {
 fn entry<'a>(
     sequence: &'a Sequence,
     slot: usize,
+    adapter: Option<usize>,
     stop: &'a mut Vec<u32>,
     window: &'a mut Vec<u32>,
     eos: &[u32],
@@ -159,7 +166,14 @@ fn entry<'a>(
         left: options.max_tokens - generation.tokens.len(),
         stop,
         hold: generation.session.is_some() && !options.stop.is_empty(),
+        adapter,
     })
+}
+
+/// The adapter that adds to a sequence's products, if one does.
+fn adapter<B: Backend>(sequence: &Sequence, workspace: &Workspace<B>) -> Option<usize> {
+    let adapters = workspace.adapters.as_ref()?;
+    sequence.place.adapter.filter(|adapter| adapters.has_matrices(*adapter))
 }
 
 impl<B: Backend> Worker<B> {
@@ -181,11 +195,10 @@ impl<B: Backend> Worker<B> {
     /// Whether the device can choose the tokens of a sequence that generates.
     pub(super) fn device_chooses(&self, running: &Running) -> bool {
         let Some(decode) = &self.decode else { return false };
-        if running.sequence.place.adapter.is_some() {
-            return false;
-        }
+        let Running { sequence, slot, .. } = running;
+        let adapter = adapter(sequence, &self.workspace);
         let (mut stop, mut window) = (Vec::new(), Vec::new());
-        entry(&running.sequence, running.slot.index, &mut stop, &mut window, &self.info.eos_token_ids)
+        entry(sequence, slot.index, adapter, &mut stop, &mut window, &self.info.eos_token_ids)
             .is_some_and(|entry| entry.options.logprobs == 0 && decode.decoder.takes(&entry))
     }
 
@@ -200,14 +213,25 @@ impl<B: Backend> Worker<B> {
             hidden.push(row);
             taking.push((decode.rows.len(), decode.next_ticket));
             let ticket = decode.next_ticket;
-            decode.rows.push(Decoding { sequence, slot, ticket, seen: 0, hold: false, parked: false });
+            let adapter = adapter(&sequence, &self.workspace);
+            decode.rows.push(Decoding {
+                sequence,
+                slot,
+                ticket,
+                seen: 0,
+                hold: false,
+                parked: false,
+                adapter,
+            });
             decode.next_ticket += 1;
         }
         for at in first..decode.rows.len() {
             let row = &mut decode.rows[at];
             let (mut stop, mut window) = (Vec::new(), Vec::new());
             let eos = &self.info.eos_token_ids;
-            if let Some(entry) = entry(&row.sequence, row.slot.index, &mut stop, &mut window, eos) {
+            if let Some(entry) =
+                entry(&row.sequence, row.slot.index, row.adapter, &mut stop, &mut window, eos)
+            {
                 decode.decoder.enter(&mut self.backend, at, &entry)?;
                 (row.hold, row.parked) = (entry.hold, entry.hold);
             }

@@ -43,6 +43,7 @@ use crate::config::Config;
 use crate::cpu::{Cpu, threads};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::generate::SessionSnapshot;
 use crate::model::{Model, StateSpec};
 use crate::text::Tokenizer;
@@ -302,6 +303,7 @@ impl Mamba {
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         options.check()?;
+        let _work = exit::at_work();
         let config = checkpoint.config().clone();
         if let Some(tokenizer) = &tokenizer {
             tokenizer.check_fits(config.padded_vocab_size)?;

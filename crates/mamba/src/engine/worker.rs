@@ -19,8 +19,8 @@ use super::stats::{Meter, Stats};
 use super::texts::{Landing, Pooled};
 use super::{Life, LoadOptions, ModelInfo};
 use crate::backend::{Backend, Batch};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::model::{Adapters, Model, Slots, Workspace};
 use crate::text::Tokenizer;
 use crate::train::adapter::Adapter;
@@ -96,7 +96,8 @@ impl<B: Backend> Worker<B> {
     ) -> Result<Self> {
         let count = options.max_batch;
         // Every slot can decode in one step.
-        let tokens = options.prefill_chunk.unwrap_or_else(|| backend.prefill_chunk()).max(count);
+        let own = || backend.prefill_chunk(&info.config, info.dtype);
+        let tokens = options.prefill_chunk.unwrap_or_else(own).max(count);
         let rows = count.next_power_of_two();
         let decode = backend.decoder(rows, info.vocab_size, count)?.map(Decode::new);
         let (tokens, logit_rows, spare) = match &decode {
@@ -110,9 +111,7 @@ impl<B: Backend> Worker<B> {
                 .iter()
                 .map(|(_, path)| Adapter::open(path, &info.config))
                 .collect::<Result<Vec<_>>>()?;
-            // As they were trained, where the processor computes; in the type of activations on a GPU.
-            let dtype = if backend.name() == "cpu" { DType::F32 } else { info.dtype };
-            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, &adapters, dtype, tokens)?);
+            workspace.adapters = Some(Adapters::load(&mut backend, &info.config, &adapters, tokens)?);
         }
         let kept = options.kept_on_device(&info, backend.memory().is_some())?;
         let slots = Slots::new(&mut backend, &info.spec, count + spare + kept)?;
@@ -161,6 +160,7 @@ impl<B: Backend> Worker<B> {
         let _end = End(self.life.clone());
         let mut worker = self;
         while worker.receive() {
+            let _work = exit::at_work();
             // A panic is a defect of ours. It ends what was running, not the process, nor the model.
             match catch_unwind(AssertUnwindSafe(|| worker.turn())) {
                 Ok(Ok(())) => {}
@@ -174,6 +174,8 @@ impl<B: Backend> Worker<B> {
             }
             worker.note();
         }
+        let _work = exit::at_work();
+        drop(worker);
     }
 
     fn turn(&mut self) -> Result<()> {
@@ -257,12 +259,8 @@ impl<B: Backend> Worker<B> {
             let running = self.running.iter();
             adapters.assign(running.map(|running| (running.share, running.sequence.place.adapter)));
         }
-        let plan = self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace);
-        // What is decoded on the device has none.
-        if let Some(adapters) = &mut self.workspace.adapters {
-            adapters.assign(std::iter::empty());
-        }
-        let plan = plan?;
+        let plan =
+            self.model.forward(&mut self.backend, &self.batch, &mut self.slots, &mut self.workspace)?;
         self.pool(&plan)?;
         self.keep_prefixes()?;
         Ok((prompt_tokens, self.hand_out()?))

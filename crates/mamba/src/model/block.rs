@@ -79,16 +79,15 @@ impl<B: Backend> Block<B> {
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
     ) -> Result<Mixed> {
-        if let (Mixed::None | Mixed::Added, Some((norm, eps))) = (mixed, self.norm.as_rms()) {
-            let follows = mixed == Mixed::Added;
+        if let (Mixed::None | Mixed::Stepped, Some((norm, eps))) = (mixed, self.norm.as_rms()) {
+            let follows = mixed == Mixed::Stepped;
             let Mixer::Mamba1(mixer) = &self.mixer;
             if mixer.step(backend, plan, tokens, norm, eps, follows, slots, state_offset, workspace)? {
-                return Ok(Mixed::Added);
+                return Ok(Mixed::Stepped);
             }
         }
         self.norm.forward(backend, tokens, mixed == Mixed::Pending, workspace)?;
-        self.mixer.forward(backend, plan, tokens, slots, state_offset, workspace)?;
-        Ok(Mixed::Pending)
+        self.mixer.forward(backend, plan, tokens, slots, state_offset, workspace)
     }
 }
 
@@ -99,6 +98,8 @@ pub(super) enum Mixed {
     None,
     /// In `workspace.mixed`; the next norm adds it to the residual.
     Pending,
-    /// In the residual, by a whole block's step.
+    /// In the residual.
     Added,
+    /// In the residual, by a whole block's step, behind which another one may follow.
+    Stepped,
 }

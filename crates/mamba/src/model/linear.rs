@@ -1,5 +1,5 @@
 //! The one place that every matrix product with weights goes through (but for the tied head), so that
-//! quantized weights and, later, per-row adapters touch nothing else.
+//! quantized weights touch nothing else.
 
 use crate::backend::{Backend, View, ViewMut};
 use crate::error::Result;

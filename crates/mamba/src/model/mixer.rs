@@ -1,7 +1,8 @@
 //! What a block mixes over time with. Mixers differ in what they remember, so each states its own
 //! [`StateEntry`]s; nothing outside of this file knows more about them.
 
-use super::{Linear, Loader, Slots, StateEntry, Workspace};
+use super::block::Mixed;
+use super::{Adapters, Linear, Loader, Slots, StateEntry, Workspace};
 use crate::backend::{Backend, BlockStep, View, ViewMut};
 use crate::config::Config;
 use crate::error::Result;
@@ -27,8 +28,8 @@ impl<B: Backend> Mixer<B> {
         }
     }
 
-    /// `workspace.hidden` to `workspace.mixed`. `state_offset` is where this layer's state begins within a
-    /// slot; it is moved on to the next layer's.
+    /// From `workspace.hidden`; where its output is, is returned. `state_offset` is where this layer's state begins
+    /// within a slot; it is moved on to the next layer's.
     pub(super) fn forward(
         &self,
         backend: &mut B,
@@ -37,7 +38,7 @@ impl<B: Backend> Mixer<B> {
         slots: &mut Slots<B>,
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
-    ) -> Result<()> {
+    ) -> Result<Mixed> {
         match self {
             Self::Mamba1(mixer) => mixer.forward(backend, plan, tokens, slots, state_offset, workspace),
         }
@@ -110,7 +111,7 @@ impl<B: Backend> Mamba1<B> {
         vec![entry("conv_state", self.d_conv - 1), entry("ssm_state", self.d_state)]
     }
 
-    /// The whole block at once, if the batch is one token a sequence and the backend can.
+    /// The whole block at once, if the batch is one token a sequence, no adapter adds to its products, and the backend can.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn step(
         &self,
@@ -124,11 +125,12 @@ impl<B: Backend> Mamba1<B> {
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
     ) -> Result<bool> {
-        if self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
+        let adapted = workspace.adapters.as_ref().is_some_and(Adapters::is_active);
+        if adapted || self.in_proj.bias.is_some() || self.out_proj.bias.is_some() {
             return Ok(false);
         }
         let Self { d_inner, d_state, d_conv, .. } = *self;
-        let Workspace { residual, xz, u, y, d_model, .. } = workspace;
+        let Workspace { residual, hidden, xz, u, y, d_model, .. } = workspace;
         let step = BlockStep {
             norm,
             eps,
@@ -145,6 +147,7 @@ impl<B: Backend> Mamba1<B> {
             d_conv,
             follows,
             residual: ViewMut::dense(residual, sequences, *d_model),
+            hidden: ViewMut::dense(hidden, sequences, *d_model),
             u: ViewMut::dense(u, sequences, d_inner),
             xz: ViewMut::dense(xz, sequences, 2 * d_inner),
             y: ViewMut::dense(y, sequences, d_inner),
@@ -164,12 +167,13 @@ impl<B: Backend> Mamba1<B> {
         slots: &mut Slots<B>,
         state_offset: &mut usize,
         workspace: &mut Workspace<B>,
-    ) -> Result<()> {
+    ) -> Result<Mixed> {
         let Self { d_inner, d_state, d_conv, dt_rank, .. } = *self;
-        let Workspace { hidden, xz, u, dt_b_c, delta, y, mixed, adapters, d_model, .. } = workspace;
+        let Workspace { residual, hidden, xz, u, dt_b_c, delta, y, mixed, adapters, d_model, .. } = workspace;
+        let alone = self.out_proj.bias.is_none() && !adapters.as_ref().is_some_and(Adapters::is_active);
         let mut adapt =
             |backend: &mut B, projection, x: View<B::Buffer>, out: ViewMut<B::Buffer>| match adapters {
-                Some(adapters) => adapters.add(backend, self.layer, projection, x, out),
+                Some(adapters) => adapters.add(backend, plan, self.layer, projection, x, out),
                 None => Ok(()),
             };
 
@@ -214,8 +218,13 @@ impl<B: Backend> Mamba1<B> {
         *state_offset += d_state * d_inner;
 
         let y = View::dense(&*y, tokens, d_inner);
+        let residual = ViewMut::dense(residual, tokens, *d_model);
+        if alone && backend.linear_onto(y, &self.out_proj.weight, residual)? {
+            return Ok(Mixed::Added);
+        }
         self.out_proj.forward(backend, y, ViewMut::dense(mixed, tokens, *d_model))?;
-        adapt(backend, Projection::Out, y, ViewMut::dense(mixed, tokens, *d_model))
+        adapt(backend, Projection::Out, y, ViewMut::dense(mixed, tokens, *d_model))?;
+        Ok(Mixed::Pending)
     }
 }
 

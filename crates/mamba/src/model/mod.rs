@@ -81,8 +81,8 @@ impl<B: Backend> Model<B> {
 
     /// Computes `workspace.hidden` [tokens, d_model], the hidden states after the final norm, for all tokens
     /// of a packed batch; every sequence's slot goes from its initial to its last state. A single token per
-    /// sequence is a decode step; there is no other path for it. Returns the batch's plan, for what else is done
-    /// with the hidden states.
+    /// sequence is a decode step; there is no other path for it. Whose the rows are, `workspace.adapters` was told. Returns
+    /// the batch's plan, for what else is done with the hidden states.
     ///
     /// # Errors
     /// What the backend gives.
@@ -122,23 +122,28 @@ impl<B: Backend> Model<B> {
         Ok(mixed)
     }
 
-    /// A step of one token for each of the plan's `rows` sequences: `choose` gets the logits [n, vocab] of n of them at a
-    /// time, and the first one's row.
+    /// A step of one token for each of the `rows` sequences of a decoder's plan, with the adapters that its table has for
+    /// them (`adapted`) or without: `choose` gets the logits [n, vocab] of n of them at a time, and the first one's row.
     ///
     /// # Errors
     /// What the backend and `choose` give.
+    #[allow(clippy::too_many_arguments)]
     pub fn decode(
         &self,
         backend: &mut B,
         plan: &B::Plan,
         rows: usize,
+        adapted: bool,
         slots: &mut Slots<B>,
         workspace: &mut Workspace<B>,
         choose: Choose<B>,
     ) -> Result<()> {
+        if let Some(adapters) = &mut workspace.adapters {
+            adapters.assign_by_table(adapted);
+        }
         let mixed = self.run(backend, plan, rows, slots, workspace)?;
         let (d_model, vocab) = (self.config.d_model, self.padded_vocab_size());
-        if let (Mixed::Added, Some((norm, eps))) = (mixed, self.norm_f.as_rms())
+        if let (Mixed::Stepped, Some((norm, eps))) = (mixed, self.norm_f.as_rms())
             && rows <= workspace.max_rows()
         {
             let weight = self.lm_head.as_ref().map_or(&self.embedding, |head| &head.weight);

@@ -1,6 +1,7 @@
 //! What the integration tests share.
 #![allow(dead_code)]
 
+pub mod adapters;
 pub mod ahead;
 pub mod cuda;
 pub mod model;

@@ -4,14 +4,20 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use mamba::Mamba;
-use mamba::engine::{Cancel, EmbedOptions, Event, GenerateOptions, Input, Output, Task};
+use mamba::engine::{Cancel, EmbedOptions, Event, GenerateOptions, Input, Output, Standing, Task};
 use mamba::generate::SamplerOptions;
 
 use super::Rng;
 
 pub fn start(model: &Mamba, task: Task, cancel: Cancel) -> mpsc::Receiver<Event> {
+    start_with(model, None, task, cancel)
+}
+
+/// The same with one of the model's adapters.
+pub fn start_with(model: &Mamba, adapter: Option<&str>, task: Task, cancel: Cancel) -> mpsc::Receiver<Event> {
     let (sender, events) = mpsc::channel();
-    model.submit(task, cancel, move |event| drop(sender.send(event))).unwrap();
+    let standing = Standing { adapter: adapter.map(str::to_owned), ..Standing::default() };
+    model.submit_as(standing, task, cancel, move |event| drop(sender.send(event))).unwrap();
     events
 }
 

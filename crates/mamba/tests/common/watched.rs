@@ -1,6 +1,7 @@
 //! The CPU backend with a window and with faults: every step's tokens are noted, steps can be held up, slowed down, or
 //! made to fail.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -85,6 +86,7 @@ impl Backend for Watched {
     type Buffer = Aligned<f32>;
     type Weight = Packed;
     type Plan = WatchedPlan;
+    type LowRanks = Infallible;
 
     fn name(&self) -> &'static str {
         "watched"

@@ -7,7 +7,7 @@ use mamba::checkpoint::Tensor;
 use mamba::cpu::Cpu;
 use mamba::cuda::Cuda;
 use mamba_kernels::Buffer;
-use mamba_kernels::block_step::MAX_ROWS;
+use mamba_kernels::block_step::{MAX_ROWS, MOST};
 
 use crate::common::model::{Runner, texts};
 use crate::common::{Rng, Truth, relative_l2, wide};
@@ -36,6 +36,7 @@ fn step<B: Backend>(backend: &mut B, rows: usize, dtype: DType, d_inner: usize) 
     let (mut state, mut residual) = (zeros(rows * slot_stride), zeros(rows * D_MODEL));
     let mut activations = |cols: usize| backend.activations(rows * cols).unwrap();
     let (mut u, mut xz, mut y) = (activations(d_inner), activations(2 * d_inner), activations(d_inner));
+    let mut hidden = activations(D_MODEL);
     let mut batch = Batch::new();
     (0..rows).for_each(|row| batch.push(&[0], row, true));
     let plan = backend.plan(&batch).unwrap();
@@ -55,6 +56,7 @@ fn step<B: Backend>(backend: &mut B, rows: usize, dtype: DType, d_inner: usize) 
         d_conv: D_CONV,
         follows: false,
         residual: ViewMut::dense(&mut residual, rows, D_MODEL),
+        hidden: ViewMut::dense(&mut hidden, rows, D_MODEL),
         u: ViewMut::dense(&mut u, rows, d_inner),
         xz: ViewMut::dense(&mut xz, rows, 2 * d_inner),
         y: ViewMut::dense(&mut y, rows, d_inner),
@@ -66,10 +68,10 @@ fn step<B: Backend>(backend: &mut B, rows: usize, dtype: DType, d_inner: usize) 
 fn a_block_step_is_taken_where_it_is_supported() {
     for dtype in [DType::BF16, DType::F16] {
         let mut cuda = Cuda::new(dtype).unwrap();
-        for rows in [1, 8, MAX_ROWS] {
+        for rows in [1, 8, MAX_ROWS, MAX_ROWS + 1, MOST / D_INNER] {
             assert!(step(&mut cuda, rows, dtype, D_INNER), "{rows} rows, {}", dtype.name());
         }
-        assert!(!step(&mut cuda, MAX_ROWS + 1, dtype, D_INNER));
+        assert!(!step(&mut cuda, MOST / D_INNER + 1, dtype, D_INNER));
         assert!(!step(&mut cuda, 1, dtype, D_INNER - 8), "channels that are no multiple of 32");
         assert!(!step(&mut Cuda::new(dtype).unwrap().deterministic(true), 1, dtype, D_INNER));
     }
@@ -113,7 +115,7 @@ fn a_head_step_is_as_exact_as_its_parts() {
             assert_eq!((first, view.rows), (0, 1));
             backend.read(view.buffer, view.offset, &mut logits)
         };
-        model.decode(backend, &plan, 1, slots, workspace, choose).unwrap();
+        model.decode(backend, &plan, 1, false, slots, workspace, choose).unwrap();
         let whole = relative_l2(&logits, &exact);
         println!("{}: relative error {whole:.2e}, of the operations one by one {parts:.2e}", dtype.name());
         assert!(whole <= 1.2 * parts, "{whole} {parts}");

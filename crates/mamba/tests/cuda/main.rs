@@ -1,6 +1,7 @@
 //! The CUDA backend, on a machine with a GPU (`scripts/gpu/pack.mjs`): every operation against its definition, the reference
 //! model against the official numbers, sessions that move between devices, and what goes wrong.
 
+mod adapters;
 mod block_step;
 #[path = "../common/mod.rs"]
 mod common;

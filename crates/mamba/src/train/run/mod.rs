@@ -31,6 +31,7 @@ use crate::cpu::{Cpu, threads};
 use crate::dtype::DType;
 use crate::engine::Cancel;
 use crate::error::{Error, Result};
+use crate::exit;
 use crate::text::Tokenizer;
 use crate::train::adapter;
 use crate::train::data::{self, Layout, Order, TokenFile, TokenizerKind, prepare, split, train_tokenizer};
@@ -357,12 +358,14 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 return Err(Error::Aborted);
             }
             let started = Instant::now();
+            let work = exit::at_work();
             let (report, tokens) = self.task.step(&mut self.trainer, number)?;
             let took = started.elapsed().as_secs_f64();
             let validation = match due(report.step, self.config.validation.every) {
                 true => self.task.validate(&mut self.trainer)?,
                 false => None,
             };
+            drop(work);
             let seconds = begun.elapsed().as_secs_f64();
             let progress = Progress {
                 step: report.step,
@@ -407,7 +410,10 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     fn save(&mut self, begun: Instant, events: &mut dyn FnMut(RunEvent)) -> Result<()> {
-        let state = self.trainer.state()?;
+        let state = {
+            let _work = exit::at_work();
+            self.trainer.state()?
+        };
         let seconds = self.seconds + begun.elapsed().as_secs_f64();
         let path = self.folder.save(self.trainer.layout(), &state, seconds, self.config.checkpoint.keep)?;
         events(RunEvent::Saved { step: state.step, path });
@@ -420,35 +426,37 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// Writes the result down.
-    fn finish(mut self, last: Progress) -> Result<RunResult> {
-        self.draw()?;
+    fn finish(self, last: Progress) -> Result<RunResult> {
+        let _work = exit::at_work();
+        let mut run = self; // dropped before the guard
+        run.draw()?;
         let mut result = RunResult {
             last,
             model: None,
             hugging_face: None,
             adapter: None,
             classifier: None,
-            curve: self.folder.join("loss.svg"),
+            curve: run.folder.join("loss.svg"),
         };
-        match &self.config.adapter {
+        match &run.config.adapter {
             Some(adapter) => {
-                let path = self.folder.join("adapter");
-                adapter::save(&mut self.trainer, adapter, self.config.model.as_deref(), &path)?;
+                let path = run.folder.join("adapter");
+                adapter::save(&mut run.trainer, adapter, run.config.model.as_deref(), &path)?;
                 result.adapter = Some(path);
             }
             None => {
-                let tokenizer = Some(self.folder.join("tokenizer.json")).filter(|path| path.is_file());
-                let checkpoint = self.trainer.checkpoint()?.with_tokenizer(tokenizer);
-                let dtype = match self.config.precision {
+                let tokenizer = Some(run.folder.join("tokenizer.json")).filter(|path| path.is_file());
+                let checkpoint = run.trainer.checkpoint()?.with_tokenizer(tokenizer);
+                let dtype = match run.config.precision {
                     Precision::F32 => DType::F32,
                     Precision::Bf16 => DType::BF16,
                 };
-                let threads = threads::count(self.config.threads)?;
+                let threads = threads::count(run.config.threads)?;
                 for (names, folder, path) in [
                     (Names::Official, "model", &mut result.model),
                     (Names::HuggingFace, "model-hf", &mut result.hugging_face),
                 ] {
-                    let folder = self.folder.join(folder);
+                    let folder = run.folder.join(folder);
                     match checkpoint::save_as(names, &checkpoint, &folder, dtype, threads, &mut |_, _| Ok(()))
                     {
                         Ok(()) => *path = Some(folder),
@@ -459,9 +467,9 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 }
             }
         }
-        if !self.labels.is_empty() {
-            let path = self.folder.join("classifier");
-            adapter::save_classifier(&mut self.trainer, &self.config.objective, &self.labels, &path)?;
+        if !run.labels.is_empty() {
+            let path = run.folder.join("classifier");
+            adapter::save_classifier(&mut run.trainer, &run.config.objective, &run.labels, &path)?;
             result.classifier = Some(path);
         }
         Ok(result)
