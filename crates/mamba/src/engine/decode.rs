@@ -6,8 +6,8 @@
 //! not change its state. Stop strings are seen here alone, a step late. That does no harm where the state is dropped; in
 //! a session it would leave a token too many in the state, so such a row holds after each token until it was looked at.
 //!
-//! A step in which some row's products are added to by an adapter is another one than that without: it is recorded by
-//! itself, and each row finds its adapter in the table.
+//! A step with adapters is another one than that without, and recorded by itself. Which adapter a row has is in the table,
+//! so that one recording serves any of them.
 
 use std::collections::VecDeque;
 
