@@ -96,11 +96,13 @@ impl Backend for Cpu {
 
     /// With fewer, weights are read more often; with more, a thread's activations leave its caches (docs/cpu.md).
     fn prefill_chunk(&self, _: &Config, dtype: DType) -> usize {
-        match (self.level, dtype) {
-            // The tile unit takes less time for the products, so reading the weights would be more of it.
-            (Level::Amx, DType::BF16 | DType::Q8_0 | DType::Q4K) => 512,
-            _ => (64 * self.threads.count()).clamp(128, 512),
-        }
+        // The tile unit takes less time for the products, so reading the weights would be more of it.
+        let least = match (self.level, dtype) {
+            (Level::Amx, DType::Q8_0 | DType::Q4K) => 512,
+            (Level::Amx, DType::BF16) => 256,
+            _ => 128,
+        };
+        (64 * self.threads.count()).clamp(least, 512)
     }
 
     fn in_parallel(&mut self, tasks: usize, job: &(dyn Fn(usize) + Sync)) {
