@@ -201,9 +201,10 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let (x, out, fixed_rows) = (rows(x), rows_mut(out), self.deterministic);
         match weight {
-            Weight::Floats(weight) => {
-                linear::product(&self.device, linear::Product { x, weight, bias, out, add: false, fixed_rows })
-            }
+            Weight::Floats(weight) => linear::product(
+                &self.device,
+                linear::Product { x, weight, bias, out, add: false, fixed_rows },
+            ),
             Weight::Blocks(weight) => {
                 quantized::product(&self.device, quantized::Product { x, weight, bias, out, fixed_rows })
             }
