@@ -1,3 +1,4 @@
+import { setTimeout } from 'node:timers/promises'
 import test from 'ava'
 import { Mamba, type Priority } from 'node-mamba'
 import { failure, useModel } from './helpers/model.js'
@@ -5,13 +6,21 @@ import { failure, useModel } from './helpers/model.js'
 const model = useModel()
 
 /**
- * What is asked for meanwhile waits. By ids, since texts are tokenized side by side. (The exact order is tested in Rust:
- * answers that come within one turn of the event loop may change places.)
+ * What is asked for meanwhile waits, until `free` sees that so many do. By ids, since texts are tokenized side by side. (The
+ * exact order is tested in Rust: answers that come within one turn of the event loop may change places, so a call has to
+ * take longer than one.)
  */
-async function takeTheSlot(model: Mamba): Promise<{ free: Promise<unknown> }> {
-  const stream = model.generate([7], { maxTokens: 500, ignoreEos: true })
+async function takeTheSlot(model: Mamba): Promise<{ free: (waiting: number) => Promise<void> }> {
+  const holder = new AbortController()
+  const stream = model.generate([7], { maxTokens: 1_000_000, ignoreEos: true, signal: holder.signal })
   await stream.next()
-  return { free: stream.result }
+  const ended = stream.result.catch(() => {})
+  const free = async (waiting: number) => {
+    while (model.stats().waiting < waiting) await setTimeout(1)
+    holder.abort()
+    await ended
+  }
+  return { free }
 }
 
 test('users are served in turn, however many calls each has', async (t) => {
@@ -20,10 +29,11 @@ test('users are served in turn, however many calls each has', async (t) => {
   const order: string[] = []
   const { free } = await takeTheSlot(one)
   const call = async (user: string) => {
-    await one.complete([5, 6], { maxTokens: 20, user })
+    await one.complete([5, 6], { maxTokens: 300, ignoreEos: true, user })
     order.push(user)
   }
-  await Promise.all([free, ...['a', 'a', 'a', 'a', 'b', 'b'].map(call)])
+  const calls = ['a', 'a', 'a', 'a', 'b', 'b'].map(call)
+  await Promise.all([free(calls.length), ...calls])
   t.is(order.slice(4).join(''), 'aa', `${order.join('')}, expected ababaa`)
 })
 
@@ -37,7 +47,8 @@ test('the urgent are served first, and the others in between', async (t) => {
     order.push(priority[0]!)
   }
   const times = (count: number, priority: Priority) => Array.from({ length: count }, () => call(priority))
-  await Promise.all([free, ...times(2, 'low'), ...times(3, 'normal'), ...times(9, 'high')])
+  const calls = [...times(2, 'low'), ...times(3, 'normal'), ...times(9, 'high')]
+  await Promise.all([free(calls.length), ...calls])
   const said = `${order.join('')}, expected hhhhnhhhhnhnll`
   t.true(order.indexOf('l') >= 8, said)
   t.true(order.slice(0, 6).filter((of) => of === 'h').length >= 4, said)
@@ -79,7 +90,7 @@ test('a consumer that stops reading gives its place to others and misses nothing
   const stream = one.generate('The ship', options)
   const tokens = [(await stream.next()).value!.token]
   await one.complete('It was', { maxTokens: 2 })
-  while (one.stats().resting === 0) await new Promise((resolve) => setTimeout(resolve, 5))
+  while (one.stats().resting === 0) await setTimeout(5)
   t.is(one.stats().requestsInFlight, 1)
   const before = one.stats().generatedTokensTotal
   await one.complete('It was', { maxTokens: 2 })
@@ -94,7 +105,7 @@ test('who rests can be left', async (t) => {
   t.teardown(() => one.dispose())
   const stream = one.generate('The ship', { maxTokens: 1e6, ignoreEos: true })
   await stream.next()
-  while (one.stats().resting === 0) await new Promise((resolve) => setTimeout(resolve, 5))
+  while (one.stats().resting === 0) await setTimeout(5)
   await stream.return()
   await t.throwsAsync(stream.result, failure('ABORTED'))
   t.is(one.stats().requestsInFlight, 0)
