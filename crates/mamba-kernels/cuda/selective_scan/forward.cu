@@ -21,6 +21,18 @@
 
 namespace scan {
 
+// Operand B of products that only add up: the first four of k into column 2m, the last four into 2m + 1. g is the lane's.
+struct Columns {
+    float even[4], odd[4];
+    __device__ __forceinline__ explicit Columns(int g) {
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            even[m] = g == 2 * m ? 1.f : 0.f;
+            odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
+        }
+    }
+};
+
 // ------------------------------------------------------------------------------------------ tile
 // A block is 4 warps, each 16 channels (tile.cuh). Stages of 16 steps: while one is scanned the next is converted (softplus once an element) and
 // the one after it copied by cp.async; one barrier a stage.
@@ -119,12 +131,7 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
     const int z_stride = (int)p.z_stride, y_stride = (int)p.y_stride;
     const T *from_z = p.z ? row<T>(p.z, z_stride, seg.begin + 2 * q) + ch : nullptr;
     T *to_y = kLocal ? nullptr : row<T>(p.y, y_stride, seg.begin + 2 * q) + ch;
-    float even[4], odd[4]; // operand B that puts the sums of steps 2m and 2m+1 over k into columns of their own
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
-        even[m] = g == 2 * m ? 1.f : 0.f;
-        odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
-    }
+    const Columns columns(g); // of steps 2m and 2m+1
     int ring = 0; // of the stage being scanned
     if (seg.begin < seg.end) {
         copy_stage(seg.begin, 0);
@@ -202,8 +209,8 @@ template <class T, bool kLocal> __device__ void forward_tile(const ScanForward &
                     for (int k = 0; k < 2; k++)
                         v[i % 2][k] = fmaf(h[k][3], cv.w, fmaf(h[k][2], cv.z, fmaf(h[k][1], cv.y, h[k][0] * cv.x)));
                     if (i % 2) {
-                        mma(sum, v[0][0], v[0][1], v[1][0], v[1][1], even[i / 2], odd[i / 2]);
-                        mma(sum, v[0][0] - cut(v[0][0]), v[0][1] - cut(v[0][1]), v[1][0] - cut(v[1][0]), v[1][1] - cut(v[1][1]), even[i / 2], odd[i / 2]);
+                        mma(sum, v[0][0], v[0][1], v[1][0], v[1][1], columns.even[i / 2], columns.odd[i / 2]);
+                        mma(sum, v[0][0] - cut(v[0][0]), v[0][1] - cut(v[0][1]), v[1][0] - cut(v[1][0]), v[1][1] - cut(v[1][1]), columns.even[i / 2], columns.odd[i / 2]);
                     }
                 } else {
                     float product[4] = {0.f, 0.f, 0.f, 0.f};
@@ -379,12 +386,7 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
     auto store_state = [&](float *to) { // [N, E]
         if (alive) to[at[0]] = h[0], to[at[1]] = h[1];
     };
-    float even[4], odd[4]; // operand B that puts the sums of steps 4m .. 4m+3 into lane q = m
-#pragma unroll
-    for (int m = 0; m < 4; m++) {
-        even[m] = g == 2 * m ? 1.f : 0.f;
-        odd[m] = g == 2 * m + 1 ? 1.f : 0.f;
-    }
+    const Columns columns(g); // so the sums of steps 4m .. 4m+3 come to lane q = m
     for (int k = 0; k <= stages; k++) {
         __syncthreads();
         if (k == stages) break;
@@ -435,8 +437,8 @@ template <class T, bool kLocal> __device__ void forward_narrow(const ScanForward
                 continue;
             }
             if (m % 4 == 0) sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
-            mma(sum, v[0], v[1], v[2], v[3], even[m % 4], odd[m % 4]);
-            if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), even[m % 4], odd[m % 4]);
+            mma(sum, v[0], v[1], v[2], v[3], columns.even[m % 4], columns.odd[m % 4]);
+            if (kExact<T>) mma(sum, v[0] - cut(v[0]), v[1] - cut(v[1]), v[2] - cut(v[2]), v[3] - cut(v[3]), columns.even[m % 4], columns.odd[m % 4]);
             if (m % 4 < 3) continue;
             // sum: steps 4q + 0, 2, 1, 3 over four states of row g's; now over the two rows of the channel, each of
             // which keeps two steps.

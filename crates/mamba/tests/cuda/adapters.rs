@@ -4,51 +4,32 @@ use mamba::backend::{Backend, Batch, ViewMut};
 use mamba::checkpoint::Tensor;
 use mamba::cuda::{Cuda, Weight};
 use mamba::decoder::{Choice, Decoder, Entry};
-use mamba::engine::{Cancel, Device, Event, GenerateOptions, Input, LoadOptions, Output, Task};
+use mamba::engine::{Cancel, Device, Event, GenerateOptions, Input, Task};
 use mamba::generate::SamplerOptions;
 use mamba::model::Adapters;
 use mamba::{DType, Error, Mamba};
-use mamba_kernels::sampling::Row;
 use mamba_kernels::{decode, low_rank};
 
 use crate::DTYPES;
-use crate::common::adapters::{self, adapters, in_turn};
-use crate::common::cuda::{generated, greedy};
+use crate::common::adapters::{adapters, in_turn};
+use crate::common::cuda::{self, generated, greedy, load_whole};
 use crate::common::model::{Runner, checkpoint};
 use crate::common::ops::{Strided, rounded};
 use crate::common::requests::{events, request, start_with};
-use crate::common::{Rng, here, relative_l2, wide};
+use crate::common::{Rng, relative_l2, wide};
 use crate::launchers::{rows, rows_mut};
+use crate::sampling::row_of;
 
-fn load(device: Device, dtype: DType, adapters: &adapters::Adapters) -> Mamba {
-    let options = LoadOptions {
-        device,
-        dtype: Some(dtype),
-        threads: Some(4),
-        adapters: adapters.named.clone(),
-        ..LoadOptions::default()
-    };
-    Mamba::load(&here("../../models/mamba-novels-7m"), &options, &Cancel::default(), &mut |_| {}).unwrap()
-}
-
-/// What requests give that are asked together, with each adapter in turn: ids, and why they ended.
+/// What requests give that are asked together, with each adapter in turn.
 fn tokens(model: &Mamba, requests: std::ops::Range<u64>) -> Vec<String> {
-    let all: Vec<_> =
-        requests.map(|i| start_with(model, in_turn(i), request(i), Cancel::default())).collect();
-    let one = |one| match events(one).pop() {
-        Some(Event::Done(Output::Generated { tokens, finish_reason, .. })) => {
-            format!("{tokens:?} {finish_reason:?}")
-        }
-        Some(Event::Done(Output::Embeddings { .. })) => String::new(),
-        other => panic!("{other:?}"),
-    };
-    all.iter().map(one).collect()
+    cuda::tokens(requests.map(|i| start_with(model, in_turn(i), request(i), Cancel::default())))
 }
 
 #[test]
 fn every_kind_of_request_gets_the_cpus_tokens_with_its_adapter() {
     let adapters = adapters(checkpoint().config());
-    let [cpu, cuda] = [Device::Cpu, Device::Cuda].map(|device| load(device, DType::F32, &adapters));
+    let [cpu, cuda] =
+        [Device::Cpu, Device::Cuda].map(|device| load_whole(device, DType::F32, &adapters.named));
     let (expected, answers) = (tokens(&cpu, 0..200), tokens(&cuda, 0..200));
     for (i, (expected, answer)) in (0..).zip(expected.iter().zip(&answers)) {
         assert_eq!(answer, expected, "request {i} with {:?}: {:?}", in_turn(i), request(i));
@@ -64,7 +45,7 @@ fn every_kind_of_request_gets_the_cpus_tokens_with_its_adapter() {
 fn the_same_requests_twice_get_the_same_tokens_in_every_type() {
     let adapters = adapters(checkpoint().config());
     for dtype in DType::ALL {
-        let cuda = load(Device::Cuda, dtype, &adapters);
+        let cuda = load_whole(Device::Cuda, dtype, &adapters.named);
         let alone = || (0..15).map(|i| tokens(&cuda, i..i + 1)).collect::<Vec<_>>();
         assert!(alone() == alone(), "{}", dtype.name());
         // Each adapter says something of its own.
@@ -86,7 +67,7 @@ fn the_same_requests_twice_get_the_same_tokens_in_every_type() {
 #[test]
 fn a_cancelled_request_leaves_the_others_their_adapters() {
     let adapters = adapters(checkpoint().config());
-    let cuda = load(Device::Cuda, DType::F32, &adapters);
+    let cuda = load_whole(Device::Cuda, DType::F32, &adapters.named);
     let options = GenerateOptions { max_tokens: 200, ignore_eos: true, ..GenerateOptions::default() };
     let task = || Task::Generate { prompt: Input::Text("The ship".into()), options: options.clone() };
     let start = |i: u64, cancel: &Cancel| start_with(&cuda, in_turn(i), task(), cancel.clone());
@@ -242,19 +223,8 @@ fn low_ranks(
     let mut table = decode::Decoder::new(cuda.device(), count + 1, 16, count + 1).unwrap();
     let mut of_rows: Vec<Option<usize>> =
         (0..=count).map(|_| rng.pick(&[None, Some(0), Some(1), Some(2), Some(3)])).collect();
-    let row = Row {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        frequency_penalty: 0.0,
-        presence_penalty: 0.0,
-        window: &[],
-        logit_bias: &[],
-        seed: 0,
-        position: 0,
-    };
+    let options = SamplerOptions::default();
+    let row = row_of(&options, &[], 0);
     for (slot, adapter) in of_rows.iter().enumerate() {
         for adapter in [Some(0), *adapter] {
             let entry = decode::Entry { slot, row, window_size: 0, left: 1, stop: &[], hold: false, adapter };

@@ -1,31 +1,18 @@
 //! Decoding on the device, in graphs: what is chosen there is what the CPU chooses, whatever the options and the company.
 
-use std::sync::mpsc;
-
-use mamba::engine::{Cancel, Device, EmbedOptions, Event, GenerateOptions, Input, LoadOptions, Output, Task};
+use mamba::engine::{Cancel, Device, EmbedOptions, Event, GenerateOptions, Input, Output, Task};
 use mamba::{DType, Error, Mamba};
 
-use crate::common::cuda::{ask, generated, greedy};
+use crate::common::Truth;
+use crate::common::cuda::{self, ask, generated, greedy, load_whole};
 use crate::common::requests::{events, request, start};
-use crate::common::{Truth, here};
 
-/// With its tokenizer, for stop strings.
 fn load(device: Device, dtype: DType) -> Mamba {
-    let options = LoadOptions { device, dtype: Some(dtype), threads: Some(4), ..LoadOptions::default() };
-    Mamba::load(&here("../../models/mamba-novels-7m"), &options, &Cancel::default(), &mut |_| {}).unwrap()
+    load_whole(device, dtype, &[])
 }
 
-/// Ids, and why it ended.
 fn tokens(model: &Mamba, requests: std::ops::Range<u64>) -> Vec<String> {
-    let all: Vec<_> = requests.map(|i| start(model, request(i), Cancel::default())).collect();
-    let one = |one: &mpsc::Receiver<Event>| match events(one).pop() {
-        Some(Event::Done(Output::Generated { tokens, finish_reason, .. })) => {
-            format!("{tokens:?} {finish_reason:?}")
-        }
-        Some(Event::Done(Output::Embeddings { .. })) => String::new(),
-        other => panic!("{other:?}"),
-    };
-    all.iter().map(one).collect()
+    cuda::tokens(requests.map(|i| start(model, request(i), Cancel::default())))
 }
 
 #[test]

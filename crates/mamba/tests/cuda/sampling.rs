@@ -2,7 +2,7 @@
 
 use mamba::DType;
 use mamba::cuda::Cuda;
-use mamba::generate;
+use mamba::generate::{self, SamplerOptions};
 use mamba_kernels::sampling::{Choice, Row, Sampler};
 use mamba_kernels::{Error, RowsMut};
 
@@ -11,8 +11,7 @@ use crate::common::ops::{Strided, buffer};
 use crate::common::sampling::{Case, cases, random_case};
 use crate::launchers::rows_mut;
 
-fn row(case: &Case) -> Row<'_> {
-    let options = &case.options;
+pub fn row_of<'a>(options: &'a SamplerOptions, window: &'a [u32], position: u64) -> Row<'a> {
     Row {
         temperature: options.temperature,
         top_k: options.top_k,
@@ -21,11 +20,15 @@ fn row(case: &Case) -> Row<'_> {
         repetition_penalty: options.repetition_penalty,
         frequency_penalty: options.frequency_penalty,
         presence_penalty: options.presence_penalty,
-        window: &case.window,
+        window,
         logit_bias: &options.logit_bias,
         seed: options.seed,
-        position: case.position,
+        position,
     }
+}
+
+fn row(case: &Case) -> Row<'_> {
+    row_of(&case.options, &case.window, case.position)
 }
 
 /// Choices of one launch, and the logits as it left them.
@@ -122,12 +125,8 @@ fn no_rows_and_too_many_columns() {
     let (cuda, sampler) = (&mut Cuda::new(DType::F32).unwrap(), &mut Sampler::default());
     let vocab = (1 << 20) + 1;
     let mut logits = buffer(cuda, &vec![0.0; vocab]);
-    let case = Case {
-        logits: Vec::new(),
-        options: generate::SamplerOptions::default(),
-        window: Vec::new(),
-        position: 0,
-    };
+    let case =
+        Case { logits: Vec::new(), options: SamplerOptions::default(), window: Vec::new(), position: 0 };
     let mut choose = |cols: usize, rows: &[Row]| {
         let logits = RowsMut { buffer: &mut logits, offset: 0, rows: 1, cols, stride: cols };
         sampler.choose(cuda.device(), logits, rows)

@@ -406,6 +406,7 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 reason: "no step is written down in it".into(),
             })?,
         };
+        let _work = exit::at_work(); // until the trainer is dropped, too
         self.finish(last)
     }
 
@@ -426,37 +427,35 @@ impl<'a, B: TrainBackend> Run<'a, B> {
     }
 
     /// Writes the result down.
-    fn finish(self, last: Progress) -> Result<RunResult> {
-        let _work = exit::at_work();
-        let mut run = self; // dropped before the guard
-        run.draw()?;
+    fn finish(mut self, last: Progress) -> Result<RunResult> {
+        self.draw()?;
         let mut result = RunResult {
             last,
             model: None,
             hugging_face: None,
             adapter: None,
             classifier: None,
-            curve: run.folder.join("loss.svg"),
+            curve: self.folder.join("loss.svg"),
         };
-        match &run.config.adapter {
+        match &self.config.adapter {
             Some(adapter) => {
-                let path = run.folder.join("adapter");
-                adapter::save(&mut run.trainer, adapter, run.config.model.as_deref(), &path)?;
+                let path = self.folder.join("adapter");
+                adapter::save(&mut self.trainer, adapter, self.config.model.as_deref(), &path)?;
                 result.adapter = Some(path);
             }
             None => {
-                let tokenizer = Some(run.folder.join("tokenizer.json")).filter(|path| path.is_file());
-                let checkpoint = run.trainer.checkpoint()?.with_tokenizer(tokenizer);
-                let dtype = match run.config.precision {
+                let tokenizer = Some(self.folder.join("tokenizer.json")).filter(|path| path.is_file());
+                let checkpoint = self.trainer.checkpoint()?.with_tokenizer(tokenizer);
+                let dtype = match self.config.precision {
                     Precision::F32 => DType::F32,
                     Precision::Bf16 => DType::BF16,
                 };
-                let threads = threads::count(run.config.threads)?;
+                let threads = threads::count(self.config.threads)?;
                 for (names, folder, path) in [
                     (Names::Official, "model", &mut result.model),
                     (Names::HuggingFace, "model-hf", &mut result.hugging_face),
                 ] {
-                    let folder = run.folder.join(folder);
+                    let folder = self.folder.join(folder);
                     match checkpoint::save_as(names, &checkpoint, &folder, dtype, threads, &mut |_, _| Ok(()))
                     {
                         Ok(()) => *path = Some(folder),
@@ -467,9 +466,9 @@ impl<'a, B: TrainBackend> Run<'a, B> {
                 }
             }
         }
-        if !run.labels.is_empty() {
-            let path = run.folder.join("classifier");
-            adapter::save_classifier(&mut run.trainer, &run.config.objective, &run.labels, &path)?;
+        if !self.labels.is_empty() {
+            let path = self.folder.join("classifier");
+            adapter::save_classifier(&mut self.trainer, &self.config.objective, &self.labels, &path)?;
             result.classifier = Some(path);
         }
         Ok(result)
