@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::linear::{self, Weight};
 use crate::norm;
 use crate::params::{
-    self, STEP_CHANNELS, STEP_DEEP, STEP_SHORT, STEP_SPLITS, STEP_STATES, StepHead, StepInProj, StepOutProj,
-    StepScan, StepXProj,
+    self, STEP_CHANNELS, STEP_DEEP, STEP_MANY_CHANNELS, STEP_SHORT, STEP_SPLITS, STEP_STATES, StepHead,
+    StepInProj, StepOutProj, StepScan, StepXProj,
 };
 
 /// Rows (sequences) of a step in four kernels, and of the head's, at most.
@@ -259,8 +259,15 @@ fn x_proj_and_scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) 
         dt_rank: dt_rank as i32,
         reserved: 0,
     };
-    let grid = Grid::new([channels / STEP_CHANNELS, rows.div_ceil(8), 1], THREADS);
-    device.launch(Kernel::of("step_scan", float), grid.behind(true), &params)
+    let many = rows > 8 && channels.is_multiple_of(STEP_MANY_CHANNELS);
+    let (kernel, grid) = if many {
+        let blocks = params::step_scan_many_rows(channels, rows, device.multiprocessors());
+        let grid = Grid::new([channels / STEP_MANY_CHANNELS, blocks, 1], THREADS);
+        ("step_scan_many", grid.shared(params::step_scan_many_shared(dt_rank)))
+    } else {
+        ("step_scan", Grid::new([channels / STEP_CHANNELS, rows.div_ceil(8), 1], THREADS))
+    };
+    device.launch(Kernel::of(kernel, float), grid.behind(true), &params)
 }
 
 /// Where z begins: behind x.

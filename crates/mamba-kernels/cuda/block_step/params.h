@@ -13,6 +13,7 @@
 //   step_x_proj_<dtype>_<tiles>   (ceil(W / 16), kStepSplits,  256    8192 * kStepShort
 //                                  ceil(R / (8 * tiles)))
 //   step_scan_<dtype>             (E / 32, ceil(R / 8))        256    0
+//   step_scan_many_<dtype>        (E / 64, ..._rows(...))      256    step_scan_many_shared(...)
 //   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
 //   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
 #pragma once
@@ -24,6 +25,7 @@ constexpr int kStepShort = 3; // x_proj
 constexpr int kStepSplits = 8; // blocks that share x_proj's inputs: a cluster
 constexpr int kStepStates = 16; // N
 constexpr int kStepChannels = 32; // of a block of the scan
+constexpr int kStepManyChannels = 64; // and of that for many sequences
 
 // Bytes of a ring of so many chunks; `chunks` are what a warp reads in all.
 constexpr int step_ring(int depth, int chunks) {
@@ -37,6 +39,17 @@ constexpr int step_chunks(int inputs) {
 constexpr int step_blocks(int outputs, int multiprocessors) {
     const int tiles = (outputs + 15) / 16;
     return tiles <= 2 * multiprocessors ? tiles : multiprocessors;
+}
+// Bytes of shared memory of the scan for many sequences: dt_proj's weights, A, parts of delta, dt, B and C of two times 8
+// sequences.
+constexpr int step_scan_many_shared(int dt_rank) {
+    return (dt_rank + 31) / 32 * 4096 + 16 * 4 * kStepManyChannels + 4 * 8 * 4 * (kStepManyChannels + 8) + 2 * 8 * 4 * (dt_rank + 2 * kStepStates);
+}
+// Rows of blocks of that scan: those that a multiprocessor holds two of, at most one for each 8 sequences.
+constexpr int step_scan_many_rows(int channels, int rows, int multiprocessors) {
+    const int wanted = 2 * multiprocessors * kStepManyChannels / channels;
+    const int groups = (rows + 7) / 8;
+    return wanted < 1 ? 1 : wanted < groups ? wanted : groups;
 }
 // Bytes of shared memory of kernels that normalize first: the ring, the normalized rows, the norm's weight, and the rows'
 // sums of squares.

@@ -18,6 +18,8 @@ STEP_DECLARE(step_x_proj, StepXProj)
 STEP_DECLARE(step_out_proj, StepOutProj)
 extern "C" __global__ void step_scan_bf16(const __grid_constant__ StepScan);
 extern "C" __global__ void step_scan_f16(const __grid_constant__ StepScan);
+extern "C" __global__ void step_scan_many_bf16(const __grid_constant__ StepScan);
+extern "C" __global__ void step_scan_many_f16(const __grid_constant__ StepScan);
 
 template <class P> using Kernel = void (*)(P);
 template <class T> struct Kernels;
@@ -27,7 +29,7 @@ template <class T> struct Kernels;
         static constexpr Kernel<StepHead> head[2] = {step_head_##name##_1, step_head_##name##_2};              \
         static constexpr Kernel<StepXProj> x_proj[2] = {step_x_proj_##name##_1, step_x_proj_##name##_2};       \
         static constexpr Kernel<StepOutProj> out_proj[2] = {step_out_proj_##name##_1, step_out_proj_##name##_2}; \
-        static constexpr Kernel<StepScan> scan = step_scan_##name;                                             \
+        static constexpr Kernel<StepScan> scan = step_scan_##name, scan_many = step_scan_many_##name;          \
     };
 STEP_TABLE(__nv_bfloat16, bf16)
 STEP_TABLE(__half, f16)
@@ -101,7 +103,11 @@ template <class T> struct Step {
     void run_x(const StepXProj &p, cudaStream_t stream) const {
         launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), kStepSplits, ceil_div(rows, 8 * tiles())), 8192 * kStepShort, stream, p);
     }
-    void run_scan(const StepScan &p, cudaStream_t stream) const { launch(Kernels<T>::scan, dim3(s.channels / 32, ceil_div(rows, 8)), 0, stream, p); }
+    void run_scan(const StepScan &p, cudaStream_t stream) const {
+        if (rows > 8 && s.channels % 64 == 0)
+            launch(Kernels<T>::scan_many, dim3(s.channels / 64, step_scan_many_rows(s.channels, rows, multiprocessors)), step_scan_many_shared(s.dt_rank), stream, p);
+        else launch(Kernels<T>::scan, dim3(s.channels / 32, ceil_div(rows, 8)), 0, stream, p);
+    }
     void run_out(const StepOutProj &p, cudaStream_t stream) const {
         launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_ring(kStepDeep, step_chunks(s.channels)), stream, p);
     }
