@@ -16,7 +16,13 @@
 //   step_scan_many_<dtype>        (E / 64, ..._rows(...))      256    step_scan_many_shared(...)
 //   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
 //   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
+// And for up to kStepManyRows sequences, of rows that are normalized already, on 9.0 alone; tile = step_many_tile(outputs,
+// splits, ...), of x_proj 16; clusters of kStepShares blocks in in_proj, of splits in the others:
+//   step_in_proj_many_<dtype>_<tile>   (ceil(2E / tile / kStepShares) * kStepShares)  160  step_many_shared(tile)
+//   step_x_proj_many_<dtype>_16        (ceil(W / 16) * kStepSplits)                   160  step_many_shared(16)
+//   step_out_proj_many_<dtype>_<tile>  (ceil(d_model / tile) * kStepManySplits)       160  step_many_shared(tile)
 #pragma once
+#include <cuda.h>
 
 // Chunks of 32 inputs that a warp has under way, 8192 bytes of shared memory each.
 constexpr int kStepWide = 12;  // in_proj, head
@@ -26,6 +32,9 @@ constexpr int kStepSplits = 8; // blocks that share x_proj's inputs: a cluster
 constexpr int kStepStates = 16; // N
 constexpr int kStepChannels = 32; // of a block of the scan
 constexpr int kStepManyChannels = 64; // and of that for many sequences
+constexpr int kStepManyRows = 64; // of the products for many sequences
+constexpr int kStepManySplits = 4; // blocks that share out_proj's inputs then
+constexpr int kStepShares = 2; // blocks that share in_proj's rows then
 
 // Bytes of a ring of so many chunks; `chunks` are what a warp reads in all.
 constexpr int step_ring(int depth, int chunks) {
@@ -50,6 +59,29 @@ constexpr int step_scan_many_rows(int channels, int rows, int multiprocessors) {
     const int wanted = 2 * multiprocessors * kStepManyChannels / channels;
     const int groups = (rows + 7) / 8;
     return wanted < 1 ? 1 : wanted < groups ? wanted : groups;
+}
+// Outputs of a block of the products for many sequences: so many that there is a block for each multiprocessor.
+constexpr int step_many_tile(int outputs, int splits, int multiprocessors) {
+    const int wanted = (outputs * splits + multiprocessors - 1) / multiprocessors;
+    return wanted <= 16 ? 16 : wanted <= 32 ? 32 : wanted <= 48 ? 48 : wanted <= 64 ? 64 : wanted <= 80 ? 80 : 128;
+}
+// Rows of a box of activations, of which `sharers` blocks fetch one each.
+constexpr int step_many_box(int rows, int sharers) {
+    return (rows + 8 * sharers - 1) / (8 * sharers) * 8;
+}
+// Bytes of a chunk of 64 inputs of a tile and of all rows, of the sums, of all; how many chunks are under way. A
+// multiprocessor has room for two such blocks.
+constexpr int step_many_stage(int tile) {
+    return 128 * (kStepManyRows + tile);
+}
+constexpr int step_many_sums(int tile) {
+    return 4 * kStepManyRows * (tile + 8);
+}
+constexpr int step_many_stages(int tile) {
+    return (113000 - step_many_sums(tile)) / step_many_stage(tile);
+}
+constexpr int step_many_shared(int tile) {
+    return step_many_stages(tile) * step_many_stage(tile) + step_many_sums(tile) + 1024;
 }
 // Bytes of shared memory of kernels that normalize first: the ring, the normalized rows, the norm's weight, and the rows'
 // sums of squares.
@@ -79,6 +111,30 @@ struct StepInProj {
     int channels;            // E, a multiple of 32
     int d_conv;              // 2 to 4
     float eps;
+    int reserved;
+};
+
+// in_proj of normalized rows, and of x the convolution's step, as above.
+struct StepInProjMany {
+    CUtensorMap weight;      // dtype [2E, d_model] in boxes of [tile / 2, 64], swizzled by 128 bytes
+    CUtensorMap hidden;      // dtype [R, d_model] in boxes of [step_many_box(R, kStepShares), 64]
+    void *u;                 // dtype [R, E]
+    void *z;                 // dtype [R, E], rows z_stride apart
+    const float *conv_weight; // [d_conv, E]
+    const float *conv_bias;  // [E] or null
+    float *conv_state;       // slot s: conv_state + s * slot_stride, [d_conv - 1, E]
+    const int *slots;        // [R]
+    const int *fresh;        // [R]
+    long long slot_stride, z_stride;
+    int rows, d_model, channels, d_conv;
+};
+
+// x_proj, which writes f32, and out_proj, which adds to the f32 residual.
+struct StepProductMany {
+    CUtensorMap weight;      // dtype [outputs, inputs] in boxes of [tile, 64], swizzled by 128 bytes
+    CUtensorMap activations; // dtype [R, inputs] in boxes of [step_many_box(R, 1), 64]
+    float *out;              // [R, outputs]
+    int rows, inputs, outputs;
     int reserved;
 };
 

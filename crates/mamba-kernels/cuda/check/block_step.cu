@@ -1,6 +1,6 @@
 // Checks the fused decode step's kernels against f64, each on what it was really given, then times a whole step of the
 // published shapes: all layers, each with weights and states of its own, and the head, in one CUDA graph.
-//   nvcc -arch=sm_90 -O3 -std=c++17 check/block_step.cu block_step/*.cu -o block_step_check
+//   nvcc -gencode=arch=compute_90a,code=sm_90a -O3 -std=c++17 check/block_step.cu block_step/*.cu -o block_step_check
 //   ./block_step_check [all | check | small | time] [json file]
 #include "../block_step/params.h"
 #include "matrix.h"
@@ -16,6 +16,15 @@ STEP_DECLARE(step_in_proj, StepInProj)
 STEP_DECLARE(step_head, StepHead)
 STEP_DECLARE(step_x_proj, StepXProj)
 STEP_DECLARE(step_out_proj, StepOutProj)
+#define STEP_DECLARE_MANY(name, P, tile)                                                                       \
+    extern "C" __global__ void name##_bf16_##tile(const __grid_constant__ P);                                  \
+    extern "C" __global__ void name##_f16_##tile(const __grid_constant__ P);
+#define STEP_DECLARE_TILES(name, P)                                                                            \
+    STEP_DECLARE_MANY(name, P, 16) STEP_DECLARE_MANY(name, P, 32) STEP_DECLARE_MANY(name, P, 48)               \
+    STEP_DECLARE_MANY(name, P, 64) STEP_DECLARE_MANY(name, P, 80) STEP_DECLARE_MANY(name, P, 128)
+STEP_DECLARE_TILES(step_in_proj_many, StepInProjMany)
+STEP_DECLARE_TILES(step_out_proj_many, StepProductMany)
+STEP_DECLARE_MANY(step_x_proj_many, StepProductMany, 16)
 extern "C" __global__ void step_scan_bf16(const __grid_constant__ StepScan);
 extern "C" __global__ void step_scan_f16(const __grid_constant__ StepScan);
 extern "C" __global__ void step_scan_many_bf16(const __grid_constant__ StepScan);
@@ -23,6 +32,7 @@ extern "C" __global__ void step_scan_many_f16(const __grid_constant__ StepScan);
 
 template <class P> using Kernel = void (*)(P);
 template <class T> struct Kernels;
+#define STEP_TILES(name)  {name##_16, name##_32, name##_48, name##_64, name##_80, name##_128}
 #define STEP_TABLE(T, name)                                                                                    \
     template <> struct Kernels<T> {                                                                            \
         static constexpr Kernel<StepInProj> in_proj[2] = {step_in_proj_##name##_1, step_in_proj_##name##_2};   \
@@ -30,20 +40,40 @@ template <class T> struct Kernels;
         static constexpr Kernel<StepXProj> x_proj[2] = {step_x_proj_##name##_1, step_x_proj_##name##_2};       \
         static constexpr Kernel<StepOutProj> out_proj[2] = {step_out_proj_##name##_1, step_out_proj_##name##_2}; \
         static constexpr Kernel<StepScan> scan = step_scan_##name, scan_many = step_scan_many_##name;          \
+        static constexpr Kernel<StepInProjMany> in_proj_many[6] = STEP_TILES(step_in_proj_many_##name);        \
+        static constexpr Kernel<StepProductMany> out_proj_many[6] = STEP_TILES(step_out_proj_many_##name);     \
+        static constexpr Kernel<StepProductMany> x_proj_many[6] = {step_x_proj_many_##name##_16};              \
     };
 STEP_TABLE(__nv_bfloat16, bf16)
 STEP_TABLE(__half, f16)
 
 static int multiprocessors;
-template <class P> void launch(Kernel<P> kernel, dim3 grid, int bytes, cudaStream_t stream, const P &p, bool behind = true) {
+template <class P> void launch(Kernel<P> kernel, dim3 grid, int bytes, cudaStream_t stream, const P &p, bool behind = true, int cluster = 1, int threads = 256) {
     CHECK(cudaFuncSetAttribute((const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2]{};
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = behind;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim.x = cluster, attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
     cudaLaunchConfig_t config{};
-    config.gridDim = grid, config.blockDim = 256, config.dynamicSmemBytes = bytes, config.stream = stream;
-    config.attrs = &attribute, config.numAttrs = behind;
+    config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = bytes, config.stream = stream;
+    config.attrs = attributes, config.numAttrs = 1 + (cluster > 1);
     CHECK(cudaLaunchKernelEx(&config, kernel, p));
+}
+
+static int shares = std::getenv("SHARES") ? std::atoi(std::getenv("SHARES")) : kStepShares, splits = std::getenv("SPLITS") ? std::atoi(std::getenv("SPLITS")) : kStepManySplits;
+
+// A row-major matrix as the copy engine takes it in boxes of so many rows and 64 columns.
+static CUtensorMap boxes(CUtensorMapDataType type, const void *matrix, int rows, int columns, int box) {
+    static void *encode = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    if (!encode) CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found));
+    CUtensorMap map;
+    const cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, stride[1] = {(cuuint64_t)columns * 2};
+    const cuuint32_t extent[2] = {64, (cuuint32_t)box}, step[2] = {1, 1};
+    const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(encode)(&map, type, 2, const_cast<void *>(matrix), size, stride, extent, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (result) std::fprintf(stderr, "cuTensorMapEncodeTiled: %d\n", (int)result), std::exit(1);
+    return map;
 }
 
 struct Shape {
@@ -77,13 +107,14 @@ template <class T> struct Step {
     int rows;
     Pool pool;
     float *residual, *dt_b_c, *logits, *sums;
-    T *u, *xz, *y;
+    T *hidden, *u, *xz, *y;
     int *slots, *fresh;
     Step(const Shape &s, int rows, const std::vector<int> &slots_, const std::vector<int> &fresh_) : s(s), rows(rows) {
         residual = pool.normal<float>((size_t)rows * s.d_model, 5, 2.f);
         dt_b_c = pool.get<float>((size_t)rows * s.width());
         sums = pool.get<float>((size_t)rows * s.d_model / 16);
         logits = pool.get<float>((size_t)rows * s.vocab);
+        hidden = pool.get<T>((size_t)rows * s.d_model);
         u = pool.get<T>((size_t)rows * s.channels), y = pool.get<T>((size_t)rows * s.channels), xz = pool.get<T>((size_t)rows * 2 * s.channels);
         slots = pool.of(slots_), fresh = pool.of(fresh_);
     }
@@ -110,6 +141,29 @@ template <class T> struct Step {
     }
     void run_out(const StepOutProj &p, cudaStream_t stream) const {
         launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_ring(kStepDeep, step_chunks(s.channels)), stream, p);
+    }
+    // For many sequences, of normalized rows.
+    static constexpr auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    StepInProjMany in_proj_many(const Layer<T> &l, float *state, long long slot) const {
+        const int tile = step_many_tile(2 * s.channels, 1, multiprocessors);
+        return {boxes(type, l.in_proj, 2 * s.channels, s.d_model, tile / 2), boxes(type, hidden, rows, s.d_model, step_many_box(rows, shares)), u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv};
+    }
+    StepProductMany product_many(const T *weight, int outputs, int inputs, const T *from, float *to, int tile) const {
+        return {boxes(type, weight, outputs, inputs, tile), boxes(type, from, rows, inputs, step_many_box(rows, 1)), to, rows, inputs, outputs, 0};
+    }
+    StepProductMany x_proj_many(const Layer<T> &l) const { return product_many(l.x_proj, s.width(), s.channels, u, dt_b_c, 16); }
+    StepProductMany out_proj_many(const Layer<T> &l) const { return product_many(l.out_proj, s.d_model, s.channels, y, residual, step_many_tile(s.d_model, splits, multiprocessors)); }
+    template <class P> void run_many(const Kernel<P> (&kernels)[6], int tile, int blocks, int cluster, const P &p, cudaStream_t stream) const {
+        launch(kernels[tile == 128 ? 5 : tile / 16 - 1], blocks, step_many_shared(tile), stream, p, true, cluster, 160);
+    }
+    void run_in_many(const StepInProjMany &p, cudaStream_t stream) const {
+        const int tile = step_many_tile(2 * s.channels, 1, multiprocessors);
+        run_many(Kernels<T>::in_proj_many, tile, ceil_div(ceil_div(2 * s.channels, tile), shares) * shares, shares, p, stream);
+    }
+    void run_x_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::x_proj_many, 16, ceil_div(s.width(), 16) * kStepSplits, kStepSplits, p, stream); }
+    void run_out_many(const StepProductMany &p, cudaStream_t stream) const {
+        const int tile = step_many_tile(s.d_model, splits, multiprocessors);
+        run_many(Kernels<T>::out_proj_many, tile, ceil_div(s.d_model, tile) * splits, splits, p, stream);
     }
     void run_head(const T *weight, const float *norm, cudaStream_t stream, bool behind = true) const {
         const StepHead p{weight, residual, norm, sums, logits, rows, s.d_model, s.vocab, 1e-5f};
@@ -148,12 +202,12 @@ constexpr double kSum = 2e-6, kNormSum = 1e-4;
 
 // x_proj and the scan, given u and z; y.
 template <class T>
-Values check_between(Case &c, const Step<T> &step, const Layer<T> &layer, float *state, long long slot, const std::vector<int> &slots, const std::vector<int> &fresh, const Values &u, const Values &z) {
+Values check_between(Case &c, const Step<T> &step, const Layer<T> &layer, float *state, long long slot, const std::vector<int> &slots, const std::vector<int> &fresh, const Values &u, const Values &z, bool many) {
     const Shape &s = step.s;
     const int E = s.channels, rows = step.rows, window = s.d_conv - 1;
     const size_t states = slot * (*std::max_element(slots.begin(), slots.end()) + 1);
     Values expected = wide(fetch(state, states));
-    step.run_x(step.x_proj(layer), 0);
+    many ? step.run_x_many(step.x_proj_many(layer), 0) : step.run_x(step.x_proj(layer), 0);
     const Values dt_b_c = wide(fetch(step.dt_b_c, (size_t)rows * s.width()));
     c.within("dt, B, C", dt_b_c, product(u, wide(fetch(layer.x_proj, (size_t)s.width() * E)), rows, E, s.width()), kSum);
 
@@ -180,9 +234,57 @@ Values check_between(Case &c, const Step<T> &step, const Layer<T> &layer, float 
     return y_found;
 }
 
-// More rows than the large products take: those leave u and z, here at random.
+// u and z.
+template <class T> std::pair<Values, Values> halves(const Step<T> &step) {
+    const size_t E = step.s.channels;
+    const Values xz = wide(fetch(step.xz, step.rows * 2 * E));
+    Values z;
+    for (int r = 0; r < step.rows; r++) z.insert(z.end(), xz.begin() + (2 * r + 1) * E, xz.begin() + (2 * r + 2) * E);
+    return {wide(fetch(step.u, step.rows * E)), z};
+}
+
+// What in_proj and the convolution's step left of normalized rows; `before` are all slots. u and z.
+template <class T>
+std::pair<Values, Values> check_in_proj(Case &c, const Step<T> &step, const Layer<T> &layer, const Values &hidden, const float *state, const Values &before, long long slot, const std::vector<int> &slots, const std::vector<int> &fresh, double limit) {
+    const Shape &s = step.s;
+    const int E = s.channels, rows = step.rows, window = s.d_conv - 1;
+    const Values xz = product(hidden, wide(fetch(layer.in_proj, (size_t)2 * E * s.d_model)), rows, s.d_model, 2 * E);
+    const Values conv_weight = wide(fetch(layer.conv_weight, s.d_conv * E)), conv_bias = s.conv_bias ? wide(fetch(layer.conv_bias, E)) : Values(E);
+    Values u, z, expected = before;
+    for (int r = 0; r < rows; r++)
+        for (int e = 0; e < E; e++) {
+            double *at = &expected[slots[r] * slot + e], sum = conv_bias[e];
+            std::vector<double> inputs;
+            for (int k = 0; k < window; k++) inputs.push_back(fresh[r] ? 0 : at[k * E]);
+            inputs.push_back(xz[(size_t)r * 2 * E + e]);
+            for (int k = 0; k < s.d_conv; k++) sum += inputs[k] * conv_weight[k * E + e];
+            for (int k = 0; k < window; k++) at[k * E] = inputs[k + 1];
+            u.push_back(silu(sum));
+            z.push_back(xz[(size_t)r * 2 * E + E + e]);
+        }
+    const auto [u_found, z_found] = halves(step);
+    const Values all = wide(fetch(step.xz, (size_t)rows * 2 * E));
+    Values x_untouched;
+    for (int r = 0; r < rows; r++) x_untouched.insert(x_untouched.end(), all.begin() + (size_t)2 * r * E, all.begin() + (size_t)(2 * r + 1) * E);
+    c.result<T>("u", u_found, u), c.result<T>("z", z_found, z);
+    c.require("x's half left alone", std::all_of(x_untouched.begin(), x_untouched.end(), [](double x) { return std::isnan(x); }));
+    c.within("conv_state", wide(fetch(state, before.size())), expected, limit);
+    return {u_found, z_found};
+}
+
+// The residual after out_proj.
+template <class T> Values check_out_proj(Case &c, const Step<T> &step, const Layer<T> &layer, const Values &y, const Values &residual) {
+    const Shape &s = step.s;
+    Values sum = product(y, wide(fetch(layer.out_proj, (size_t)s.d_model * s.channels)), step.rows, s.channels, s.d_model);
+    for (size_t i = 0; i < sum.size(); i++) sum[i] += residual[i];
+    const Values found = wide(fetch(step.residual, sum.size()));
+    c.within("residual", found, sum, kSum);
+    return found;
+}
+
+// The kernels for many sequences, of normalized rows.
 template <class T> void check_many(const Shape &s, int rows) {
-    Case c(std::string(s.name) + " " + dtype_name<T>() + " rows " + std::to_string(rows));
+    Case c(std::string(s.name) + " " + dtype_name<T>() + " many rows " + std::to_string(rows));
     const int E = s.channels;
     std::vector<int> slots, fresh;
     for (int r = 0; r < rows; r++) slots.push_back(rows - r), fresh.push_back(r % 5 == 2);
@@ -191,20 +293,32 @@ template <class T> void check_many(const Shape &s, int rows) {
     Step<T> step(s, rows, slots, fresh);
     Pool pool;
     float *state = pool.normal<float>(slot * (rows + 1), 9);
-    const Values before = wide(fetch(state, slot * (rows + 1)));
-    step.u = pool.normal<T>((size_t)rows * E, 11), step.xz = pool.normal<T>((size_t)rows * 2 * E, 12);
-    const Values u = wide(fetch(step.u, (size_t)rows * E)), xz = wide(fetch(step.xz, (size_t)rows * 2 * E));
-    Values z;
-    for (int r = 0; r < rows; r++) z.insert(z.end(), xz.begin() + ((size_t)2 * r + 1) * E, xz.begin() + ((size_t)2 * r + 2) * E);
-    const Values y = check_between(c, step, layer, state, slot, slots, fresh, u, z);
+    step.hidden = pool.normal<T>((size_t)rows * s.d_model, 11);
+    const Values before = wide(fetch(state, slot * (rows + 1))), residual = wide(fetch(step.residual, (size_t)rows * s.d_model));
+    const bool all = rows <= kStepManyRows; // else what lies between in_proj and out_proj
+    if (all) step.run_in_many(step.in_proj_many(layer, state, slot), 0);
+    else step.u = pool.normal<T>((size_t)rows * E, 12), step.xz = pool.normal<T>((size_t)rows * 2 * E, 13);
+    const auto [u, z] = all ? check_in_proj(c, step, layer, wide(fetch(step.hidden, (size_t)rows * s.d_model)), state, before, slot, slots, fresh, kSum) : halves(step);
+    const Values y = check_between(c, step, layer, state, slot, slots, fresh, u, z, all), states = wide(fetch(state, before.size()));
+    if (all) step.run_out_many(step.out_proj_many(layer), 0);
+    const Values after = all ? check_out_proj(c, step, layer, y, residual) : residual;
 
     // The last row alone.
     const size_t r = rows - 1;
     Step<T> alone(s, 1, {slots[r]}, {fresh[r]});
-    alone.u = step.u + r * E, alone.xz = step.xz + r * 2 * E;
+    alone.hidden = step.hidden + r * s.d_model;
     CHECK(cudaMemcpy(state, narrow_of(before).data(), before.size() * 4, cudaMemcpyHostToDevice));
-    alone.run_x(alone.x_proj(layer), 0), alone.run_scan(alone.scan(layer, state + (s.d_conv - 1) * E, slot), 0);
+    const std::vector<float> own(residual.begin() + r * s.d_model, residual.end());
+    CHECK(cudaMemcpy(alone.residual, own.data(), own.size() * 4, cudaMemcpyHostToDevice));
+    if (!all) alone.u = step.u + r * E, alone.xz = step.xz + r * 2 * E;
+    if (all) alone.run_in_many(alone.in_proj_many(layer, state, slot), 0), alone.run_x_many(alone.x_proj_many(layer), 0);
+    else alone.run_x(alone.x_proj(layer), 0);
+    alone.run_scan(alone.scan(layer, state + (s.d_conv - 1) * E, slot), 0);
     c.require("a row alone the same", same_bits(wide(fetch(alone.y, E)), Values(y.begin() + r * E, y.end())));
+    if (all) alone.run_out_many(alone.out_proj_many(layer), 0);
+    c.require("its residual the same", same_bits(wide(fetch(alone.residual, s.d_model)), Values(after.begin() + r * s.d_model, after.end())));
+    const Values states_alone = wide(fetch(state, before.size()));
+    c.require("its state the same", std::equal(states_alone.begin() + slots[r] * slot, states_alone.begin() + (slots[r] + 1) * slot, states.begin() + slots[r] * slot));
 }
 
 template <class T> void check(const Shape &s, int rows) {
@@ -223,37 +337,11 @@ template <class T> void check(const Shape &s, int rows) {
 
     step.run_in(step.in_proj(layer, state, slot), 0);
     const Values hidden = normalized<T>(residual, wide(fetch(layer.norm, s.d_model)), rows, s.d_model);
-    const Values xz = product(hidden, wide(fetch(layer.in_proj, (size_t)2 * E * s.d_model)), rows, s.d_model, 2 * E);
-    const Values conv_weight = wide(fetch(layer.conv_weight, s.d_conv * E)), conv_bias = s.conv_bias ? wide(fetch(layer.conv_bias, E)) : Values(E);
-    Values u, z, expected = before;
-    for (int r = 0; r < rows; r++)
-        for (int e = 0; e < E; e++) {
-            double *at = &expected[slots[r] * slot + e], sum = conv_bias[e];
-            std::vector<double> inputs;
-            for (int k = 0; k < window; k++) inputs.push_back(fresh[r] ? 0 : at[k * E]);
-            inputs.push_back(xz[(size_t)r * 2 * E + e]);
-            for (int k = 0; k < s.d_conv; k++) sum += inputs[k] * conv_weight[k * E + e];
-            for (int k = 0; k < window; k++) at[k * E] = inputs[k + 1];
-            u.push_back(silu(sum));
-            z.push_back(xz[(size_t)r * 2 * E + E + e]);
-        }
-    const Values u_found = wide(fetch(step.u, (size_t)rows * E)), all = wide(fetch(step.xz, (size_t)rows * 2 * E));
-    Values z_found, x_untouched;
-    for (int r = 0; r < rows; r++)
-        for (int e = 0; e < E; e++) z_found.push_back(all[(size_t)r * 2 * E + E + e]), x_untouched.push_back(all[(size_t)r * 2 * E + e]);
-    c.result<T>("u", u_found, u), c.result<T>("z", z_found, z);
-    c.require("x's half left alone", std::all_of(x_untouched.begin(), x_untouched.end(), [](double x) { return std::isnan(x); }));
-    Values after = wide(fetch(state, slot * slot_count));
-    c.within("conv_state", after, expected, kNormSum);
-
-    const Values y_found = check_between(c, step, layer, state, slot, slots, fresh, u_found, z_found);
-    after = wide(fetch(state, slot * slot_count));
-
+    const auto [u_found, z_found] = check_in_proj(c, step, layer, hidden, state, before, slot, slots, fresh, kNormSum);
+    const Values y_found = check_between(c, step, layer, state, slot, slots, fresh, u_found, z_found, false);
+    const Values after = wide(fetch(state, slot * slot_count));
     step.run_out(step.out_proj(layer), 0);
-    Values sum = product(y_found, wide(fetch(layer.out_proj, (size_t)s.d_model * E)), rows, E, s.d_model);
-    for (size_t i = 0; i < sum.size(); i++) sum[i] += residual[i];
-    const Values new_residual = wide(fetch(step.residual, sum.size()));
-    c.within("residual", new_residual, sum, kSum);
+    const Values new_residual = check_out_proj(c, step, layer, y_found, residual);
 
     const Pool head;
     T *weight = pool.normal<T>((size_t)s.vocab * s.d_model, 77, 1.f / std::sqrt((float)s.d_model));
@@ -291,12 +379,12 @@ void check_all(bool small) {
     const Shape odd{"odd", 144, 96, 24, 1, 84, 3, false}, tiny{"130m/4", 192, 384, 16, 1, 500};
     for (int rows : {1, 3, 8, 9, 16}) check<__nv_bfloat16>(odd, rows), check<__half>(odd, rows);
     check<__half>(tiny, 5);
-    for (int rows : {17, 40}) check_many<__nv_bfloat16>(odd, rows), check_many<__half>(tiny, rows);
+    for (int rows : {5, 17, 40, 64, 70}) check_many<__nv_bfloat16>(odd, rows), check_many<__half>(tiny, rows);
     if (small) return;
     const Shape narrow{"130m", 768, 1536, 48, 1, 1000}, wide{"2.8b", 2560, 5120, 160, 1, 1000}, seven{"7b", 4096, 8192, 256, 1, 100};
     for (int rows : {1, 2, 8, 16}) check<__half>(narrow, rows), check<__nv_bfloat16>(narrow, rows);
     check<__half>(wide, 2), check<__nv_bfloat16>(seven, 1);
-    check_many<__half>(narrow, 64), check_many<__nv_bfloat16>(wide, 300);
+    check_many<__half>(narrow, 64), check_many<__nv_bfloat16>(wide, 20), check_many<__half>(wide, 130), check_many<__half>(seven, 33);
 }
 
 template <class T> void time_shape(Timer &timer, Report &report, const Shape &s, const std::vector<int> &batches) {
@@ -313,29 +401,43 @@ template <class T> void time_shape(Timer &timer, Report &report, const Shape &s,
         Step<T> step(s, rows, slots, fresh);
         Pool own;
         float *state = own.normal<float>(slot * rows, 9);
+        const bool few = rows <= 16, many = rows >= 16 && rows <= kStepManyRows;
+        enum { kIn = 1, kX = 2, kScan = 4, kOut = 8, kHead = 16, kInMany = 32, kXMany = 64, kOutMany = 128 };
         auto all = [&](cudaStream_t stream, int which) {
             for (int i = 0; i < s.layers; i++) {
+                const Layer<T> &l = *layers[i];
                 float *conv = state + (long long)i * (s.d_conv - 1 + kStepStates) * E;
-                if (which & 1) step.run_in(step.in_proj(*layers[i], conv, slot, i == 0 && which != 1), stream, i > 0 || which != 31);
-                if (which & 2) step.run_x(step.x_proj(*layers[i]), stream);
-                if (which & 4) step.run_scan(step.scan(*layers[i], conv + (s.d_conv - 1) * E, slot), stream);
-                if (which & 8) step.run_out(step.out_proj(*layers[i]), stream);
+                if (which & kIn) step.run_in(step.in_proj(l, conv, slot, i == 0 && which != kIn), stream, i > 0 || which == kIn);
+                if (which & kInMany) step.run_in_many(step.in_proj_many(l, conv, slot), stream);
+                if (which & kX) step.run_x(step.x_proj(l), stream);
+                if (which & kXMany) step.run_x_many(step.x_proj_many(l), stream);
+                if (which & kScan) step.run_scan(step.scan(l, conv + (s.d_conv - 1) * E, slot), stream);
+                if (which & kOut) step.run_out(step.out_proj(l), stream);
+                if (which & kOutMany) step.run_out_many(step.out_proj_many(l), stream);
             }
-            if (which & 16) step.run_head(head, layers[0]->norm, stream);
+            if (which & kHead) step.run_head(head, layers[0]->norm, stream);
         };
         const double state_bytes = 8. * slot * rows, E_d = (double)E;
         const std::string label = std::string(s.name) + " " + dtype_name<T>() + ", rows " + std::to_string(rows) + ", ";
-        const bool whole = rows <= 16; // of more, only what lies between the large products
-        if (whole) report.row(label + "step", timer.graph([&](cudaStream_t stream) { all(stream, 31); }), weights + state_bytes);
-        const double parts[5] = {4 * E_d * s.d_model + rows * E_d * (s.d_conv - 1) * 8, 2 * E_d * s.width(), 2 * E_d * s.dt_rank + rows * E_d * kStepStates * 8, 2 * E_d * s.d_model, 2. * s.vocab * s.d_model};
-        const char *names[5] = {"in_proj", "x_proj", "scan", "out_proj", "head"};
-        if (rows == batches[0] || rows >= 16)
-            for (int i = whole ? 0 : 1; i < (whole ? 5 : 3); i++) report.row(label + names[i], timer.graph([&](cudaStream_t stream) { all(stream, 1 << i); }), parts[i], i < 4 ? s.layers : 1);
+        auto row = [&](const char *what, int which, double bytes, int calls) { report.row(label + what, timer.graph([&](cudaStream_t stream) { all(stream, which); }), bytes, calls); };
+        if (few) row("step", kIn | kX | kScan | kOut | kHead, weights + state_bytes, 1);
+        // Of rows that are normalized already, without the head.
+        if (many) row("many, a layer", kInMany | kXMany | kScan | kOutMany, (weights - 2. * s.vocab * s.d_model + state_bytes) / s.layers, s.layers);
+        if (rows != batches[0] && rows < 16) continue;
+        const double in_bytes = 4 * E_d * s.d_model + rows * E_d * (s.d_conv - 1) * 8, x_bytes = 2 * E_d * s.width(), out_bytes = 2 * E_d * s.d_model;
+        if (few) row("in_proj", kIn, in_bytes, s.layers);
+        if (many) row("many, in_proj", kInMany, in_bytes, s.layers);
+        row("x_proj", kX, x_bytes, s.layers);
+        if (many) row("many, x_proj", kXMany, x_bytes, s.layers);
+        row("scan", kScan, 2 * E_d * s.dt_rank + rows * E_d * kStepStates * 8, s.layers);
+        if (few) row("out_proj", kOut, out_bytes, s.layers);
+        if (many) row("many, out_proj", kOutMany, out_bytes, s.layers);
+        if (few) row("head", kHead, 2. * s.vocab * s.d_model, 1);
     }
 }
 
 void time_all(Timer &timer, Report &report) {
-    const std::vector<int> rows = {1, 2, 4, 8, 16, 32, 64};
+    const std::vector<int> rows = {1, 2, 4, 8, 16, 32, 64, 128};
     time_shape<__half>(timer, report, {"130m", 768, 1536, 48, 24, 50280}, rows);
     time_shape<__half>(timer, report, {"1.4b", 2048, 4096, 128, 48, 50280}, rows);
     time_shape<__half>(timer, report, {"2.8b", 2560, 5120, 160, 64, 50280}, rows);
