@@ -3,6 +3,7 @@
 //! cannot disagree about a parameter or a grid.
 //!
 //! nvcc is found by `NVCC`, `CUDA_HOME`, or in `.cache/cuda-toolkit` at the root of the repository.
+//! A file named `*.sm_90a.cu` gets the instructions that only compute capability 9.0 has, and there alone any code.
 //! `NODE_MAMBA_CUDA_ARCHS` (such as `90` or `80,90`) limits the architectures. Fatbins are kept in `.cache/cuda-kernels`
 //! by the hash of all that goes into them.
 
@@ -153,13 +154,17 @@ impl Compiler {
         }
         let operation = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+        let flags = self.flags.iter().map(|flag| match stem.ends_with(".sm_90a") {
+            true => flag.replace("arch=compute_90,code=sm_90", "arch=compute_90a,code=sm_90a"),
+            false => flag.clone(),
+        });
         let name = format!("{operation}-{stem}");
         let fatbin = self.cache.join(format!("{name}-{:016x}.fatbin", hash.finish()));
         if !fatbin.exists() {
             // Under another name first: a build that is stopped leaves no half a file.
             let unfinished = fatbin.with_extension(format!("{}.tmp", std::process::id()));
             let output =
-                Command::new(&self.nvcc).args(&self.flags).arg("-o").arg(&unfinished).arg(source).output()?;
+                Command::new(&self.nvcc).args(flags).arg("-o").arg(&unfinished).arg(source).output()?;
             if !output.status.success() {
                 let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
                 return Err(format!("nvcc {}: {}\n{said}", source.display(), output.status).into());
@@ -171,7 +176,7 @@ impl Compiler {
 }
 
 /// The structs, integer constants and functions of a header as Rust. It understands what `params.h` may hold: structs of
-/// pointers, int, unsigned, long long, float; constants and functions of non-negative ints, made of `const int` and
+/// pointers, int, unsigned, long long, float, CUtensorMap; constants and functions of non-negative ints, made of `const int` and
 /// `return`, arithmetic and `?:`. Anything else is an error, here or when the result is compiled.
 fn translate(header: &str) -> Result<String> {
     let text: String = header.lines().fold(String::new(), |text, line| {
@@ -226,6 +231,10 @@ fn translate(header: &str) -> Result<String> {
 /// `const float *a, *b` or `long long x_stride, y_stride`.
 fn translate_field(field: &str, rust: &mut String) -> Result<()> {
     let field = field.trim_start_matches("const ");
+    if let Some(name) = field.strip_prefix("CUtensorMap ") {
+        writeln!(rust, "    pub {name}: crate::tensor_map::TensorMap,")?;
+        return Ok(());
+    }
     let (kind, names) = ["unsigned long long", "long long", "unsigned", "int", "float", "void"]
         .into_iter()
         .find_map(|kind| Some((kind, field.strip_prefix(kind).filter(|rest| !rest.starts_with('_'))?)))

@@ -1,6 +1,7 @@
 //! A whole layer's decode step, and the head's (`cuda/block_step/`): one token of each of some sequences, every weight read
-//! once, each kernel of ours asking for its weights while the one before still runs. Up to [`MAX_ROWS`] sequences take four
-//! kernels a layer; more leave the large products to cuBLAS.
+//! once, each kernel of ours asking for its weights while the one before still runs. Few sequences take four kernels a layer,
+//! up to [`STEP_MANY_ROWS`] the norm and four kernels for many; what has more, or another card, leaves the large products to
+//! cuBLAS.
 
 use crate::batch::Batch;
 use crate::buffer::{Buffer, Float, Rows, RowsMut, States};
@@ -11,16 +12,21 @@ use crate::error::Result;
 use crate::linear::{self, Weight};
 use crate::norm;
 use crate::params::{
-    self, STEP_CHANNELS, STEP_DEEP, STEP_MANY_CHANNELS, STEP_SHORT, STEP_SPLITS, STEP_STATES, StepHead,
-    StepInProj, StepOutProj, StepScan, StepXProj,
+    self, STEP_CHANNELS, STEP_DEEP, STEP_MANY_CHANNELS, STEP_MANY_ROWS, STEP_SHORT, STEP_SPLITS, STEP_STATES,
+    StepHead, StepInProj, StepInProjMany, StepOutProj, StepProductMany, StepScan, StepXProj,
 };
+use crate::tensor_map::TensorMap;
 
-/// Rows (sequences) of a step in four kernels, and of the head's, at most.
+/// Rows (sequences) that the kernels for few take at most, the head's too.
 pub const MAX_ROWS: usize = 16;
-/// Rows times channels of a step at most: of more, x_proj and dt_proj by cuBLAS, and a scan that does nothing else, are
-/// faster.
+/// Those that they are fastest for.
+const FEW: usize = 8;
+/// Rows times channels of a step at most that leaves the large products to cuBLAS: of more, x_proj and dt_proj by cuBLAS, too,
+/// and a scan that does nothing else, are faster.
 pub const MOST: usize = 64 * 5120;
 const THREADS: u32 = 256;
+/// Outputs of a block of x_proj for many rows.
+const X_PROJ_TILE: usize = 16;
 /// What the kernels that normalize have besides, for 16 rows: the warps' sums and the rows' scales.
 const STATIC_SHARED: usize = 18 << 10;
 const MAX_DT_RANK: usize = 256;
@@ -75,7 +81,7 @@ impl BlockStep<'_> {
         let (channels, dt_rank) = (self.channels(), self.dt_proj.inputs);
         let aligned = [&self.residual, &self.u, &self.xz, &self.y];
         takes(device, self.in_proj)
-            && self.residual.rows * channels <= MOST
+            && (self.is_for_many(device) || self.residual.rows * channels <= MOST)
             && channels.is_multiple_of(STEP_CHANNELS)
             && dt_rank.is_multiple_of(8)
             && dt_rank <= MAX_DT_RANK
@@ -84,10 +90,22 @@ impl BlockStep<'_> {
             && aligned.iter().all(|rows| rows.view().is_aligned(16))
     }
 
-    /// Whether its few rows and their weights fit a multiprocessor's shared memory.
-    fn fits(&self, device: &Device) -> bool {
+    /// Whether the kernels for few rows take them: they and their weights have to fit a multiprocessor's shared memory.
+    fn is_for_few(&self, device: &Device) -> bool {
         let ring = params::step_ring(STEP_DEEP, params::step_chunks(self.channels()));
         fits(device, self.residual.rows, self.in_proj) && ring + STATIC_SHARED <= device.shared_memory()
+    }
+
+    /// Whether those for many do.
+    fn is_for_many(&self, device: &Device) -> bool {
+        // An error comes again with the next launch.
+        let kernel = Kernel { base: "step_x_proj_64", float: Some(self.float()), variant: Some(X_PROJ_TILE) };
+        let available = device.is_sm_90a(kernel).unwrap_or(false);
+        available
+            && self.residual.rows <= STEP_MANY_ROWS
+            && self.channels().is_multiple_of(STEP_MANY_CHANNELS)
+            && self.hidden.view().is_aligned(16)
+            && self.state.is_aligned(16)
     }
 
     fn float(&self) -> Float {
@@ -119,9 +137,13 @@ impl BlockStep<'_> {
 /// not hold.
 pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
     assert!(op.is_supported(device) && batch.is_step(), "a step of shapes that are not supported");
-    match op.fits(device) {
-        true => few(device, batch, &op),
-        false => many(device, batch, op),
+    let (for_few, for_many) = (op.is_for_few(device), op.is_for_many(device));
+    if for_few && (op.residual.rows <= FEW || !for_many) {
+        few(device, batch, &op)
+    } else if for_many {
+        many(device, batch, op)
+    } else {
+        beside_cublas(device, batch, op)
     }
 }
 
@@ -162,7 +184,8 @@ fn few(device: &Device, batch: &Batch, op: &BlockStep) -> Result<()> {
     let shared = params::step_norm_shared(tiles, d_model, 2 * channels, blocks);
     launch("step_in_proj", blocks, shared, &params)?;
 
-    x_proj_and_scan(device, batch, op, dt_b_c)?;
+    x_proj(device, batch, op, dt_b_c)?;
+    scan(device, batch, op, dt_b_c)?;
 
     let params = StepOutProj {
         weight: matrix(op.out_proj, d_model, channels, float),
@@ -178,9 +201,69 @@ fn few(device: &Device, batch: &Batch, op: &BlockStep) -> Result<()> {
     launch("step_out_proj", d_model.div_ceil(16), shared, &params)
 }
 
-/// The large products by cuBLAS, which for many rows reads weights as fast as ours; what lies between them in as few kernels
-/// as can be.
+/// The norm, and four kernels that each read their weights once and keep all rows, by wgmma.
 fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
+    normalize(device, &mut op)?;
+    let (rows, float, channels, d_model) = (batch.sequences(), op.float(), op.channels(), op.d_model());
+    let dt_b_c = device.workspace(rows * op.width())?;
+
+    // The most rows that the kernels take; for each 64 four warps multiply, and one more fetches.
+    let (room, [in_proj, x_proj, out_proj]) = match rows <= 64 {
+        true => (64, ["step_in_proj_64", "step_x_proj_64", "step_out_proj_64"]),
+        false => (128, ["step_in_proj_128", "step_x_proj_128", "step_out_proj_128"]),
+    };
+    let kernel = |base, tile| Kernel { base, float: Some(float), variant: Some(tile) };
+    let grid = |outputs: usize, tile, splits| {
+        let shared = params::step_many_shared(room, tile, usize::from(splits > 1));
+        let grid = Grid::new([splits * outputs.div_ceil(tile), 1, 1], 2 * room as u32 + 32);
+        grid.shared(shared).cluster(splits).behind(true)
+    };
+    let boxes = |rows: &RowsMut| TensorMap::boxes(&rows.view(), params::step_many_box(batch.sequences()));
+
+    let tile = params::step_many_tile(2 * channels, 1, device.multiprocessors());
+    let params = StepInProjMany {
+        // Of a block's tile one half is of x, one of z.
+        weight: TensorMap::boxes(&whole(op.in_proj, 2 * channels, d_model, float), tile / 2)?,
+        hidden: boxes(&op.hidden)?,
+        u: dense(&op.u, rows, channels, float),
+        z: z(&op, rows),
+        conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
+        conv_bias: op.conv_bias.map_or(0, |bias| bias.f32s(channels, "the convolution's bias")),
+        conv_state: states(&op, batch),
+        slots: batch.slots(),
+        fresh: batch.fresh(),
+        slot_stride: op.state.slot_stride as i64,
+        z_stride: op.xz.stride as i64,
+        rows: rows as i32,
+        d_model: d_model as i32,
+        channels: channels as i32,
+        d_conv: op.d_conv as i32,
+    };
+    device.launch(kernel(in_proj, tile), grid(2 * channels, tile, 1), &params)?;
+
+    let product = |base, weight: &Weight, activations: &RowsMut, out, tile, splits| {
+        let outputs = weight.outputs;
+        let params = StepProductMany {
+            weight: TensorMap::boxes(&whole(weight, outputs, channels, float), tile)?,
+            activations: boxes(activations)?,
+            out,
+            rows: rows as i32,
+            inputs: channels as i32,
+            outputs: outputs as i32,
+            reserved: 0,
+        };
+        device.launch(kernel(base, tile), grid(outputs, tile, splits), &params)
+    };
+    product(x_proj, op.x_proj, &op.u, dt_b_c, X_PROJ_TILE, STEP_SPLITS)?;
+    scan(device, batch, &op, dt_b_c)?;
+    let residual = dense(&op.residual, rows, d_model, Float::F32);
+    let splits = params::step_many_splits(room);
+    let tile = params::step_many_tile(d_model, splits, device.multiprocessors());
+    product(out_proj, op.out_proj, &op.y, residual, tile, splits)
+}
+
+/// `hidden ← norm(residual)`.
+fn normalize(device: &Device, op: &mut BlockStep) -> Result<()> {
     let normed = norm::Forward {
         layer: false,
         eps: op.eps,
@@ -190,7 +273,12 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
         residual: op.residual.reborrow(),
         out: op.hidden.reborrow(),
     };
-    norm::forward(device, normed)?;
+    norm::forward(device, normed)
+}
+
+/// The large products by cuBLAS; what lies between them in as few kernels as can be.
+fn beside_cublas(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
+    normalize(device, &mut op)?;
     let in_proj = linear::Product {
         x: op.hidden.view(),
         weight: op.in_proj,
@@ -210,7 +298,8 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
     };
     decode_step::conv_step(device, batch, conv)?;
     let dt_b_c = device.workspace(batch.sequences() * op.width())?;
-    x_proj_and_scan(device, batch, &op, dt_b_c)?;
+    x_proj(device, batch, &op, dt_b_c)?;
+    scan(device, batch, &op, dt_b_c)?;
     let out_proj = linear::Product {
         x: op.y.view(),
         weight: op.out_proj,
@@ -222,14 +311,13 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
     linear::product(device, out_proj)
 }
 
-/// From u and z to y, for any number of rows; `dt_b_c` is room for [R, W] f32.
-fn x_proj_and_scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) -> Result<()> {
+/// dt, B and C of u's rows, however many, to [R, W] f32 at `dt_b_c`.
+fn x_proj(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) -> Result<()> {
     let (rows, float, channels, width) = (batch.sequences(), op.float(), op.channels(), op.width());
-    let (tiles, dt_rank) = (rows.min(MAX_ROWS).div_ceil(8), op.dt_proj.inputs);
-    let u = dense(&op.u, rows, channels, float);
+    let tiles = rows.min(MAX_ROWS).div_ceil(8);
     let params = StepXProj {
         weight: matrix(op.x_proj, width, channels, float),
-        u,
+        u: dense(&op.u, rows, channels, float),
         dt_b_c,
         rows: rows as i32,
         inputs: channels as i32,
@@ -238,12 +326,16 @@ fn x_proj_and_scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) 
     };
     let kernel = Kernel { base: "step_x_proj", float: Some(float), variant: Some(tiles) };
     let grid = Grid::new([width.div_ceil(16), STEP_SPLITS, rows.div_ceil(8 * tiles)], THREADS);
-    device.launch(kernel, grid.shared(8192 * STEP_SHORT).behind(true), &params)?;
+    device.launch(kernel, grid.shared(8192 * STEP_SHORT).behind(true), &params)
+}
 
+/// From those, u and z to y, for any number of rows.
+fn scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) -> Result<()> {
+    let (rows, float, channels, dt_rank) = (batch.sequences(), op.float(), op.channels(), op.dt_proj.inputs);
     let params = StepScan {
         weight: matrix(op.dt_proj, channels, dt_rank, float),
         dt_b_c,
-        u,
+        u: dense(&op.u, rows, channels, float),
         z: z(op, rows),
         y: dense(&op.y, rows, channels, float),
         a: op.a.f32s(STEP_STATES * channels, "A"),
@@ -334,7 +426,8 @@ pub fn head(device: &Device, op: Head) -> Result<()> {
         weight: matrix(weight, vocab, d_model, float),
         residual: residual.pointer(rows, d_model, Float::F32),
         norm: norm.f32s(d_model, "the norm's weight"),
-        sums: device.workspace(1)?,
+        // Only the kernels for few leave them.
+        sums: if rows <= FEW { device.workspace(1)? } else { 0 },
         logits: dense(&logits, rows, vocab, Float::F32),
         rows: rows as i32,
         d_model: d_model as i32,
@@ -359,12 +452,15 @@ impl<P: Copy> Launch for P {
 }
 
 fn matrix(weight: &Weight, outputs: usize, inputs: usize, float: Float) -> u64 {
+    whole(weight, outputs, inputs, float).pointer(outputs, inputs, float)
+}
+
+fn whole(weight: &Weight, outputs: usize, inputs: usize, float: Float) -> Rows<'_> {
     assert!(
-        weight.outputs == outputs && weight.inputs == inputs,
-        "{weight:?}, expected [{outputs}, {inputs}]"
+        weight.outputs == outputs && weight.inputs == inputs && weight.values.float() == float,
+        "{weight:?}, expected [{outputs}, {inputs}] of {float:?}"
     );
     Rows { buffer: &weight.values, offset: 0, rows: outputs, cols: inputs, stride: inputs }
-        .pointer(outputs, inputs, float)
 }
 
 fn dense(matrix: &RowsMut, rows: usize, cols: usize, float: Float) -> u64 {

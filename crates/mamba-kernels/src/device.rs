@@ -8,7 +8,8 @@ use std::sync::Arc;
 use cudarc::cublas::{result as blas, sys as blas_sys};
 use cudarc::driver::sys::{
     CUdevice_attribute, CUfunction, CUfunction_attribute, CUlaunchAttribute, CUlaunchAttributeID,
-    CUlaunchAttributeValue, CUlaunchConfig, CUmodule, CUresult, CUstream, cuLaunchKernelEx,
+    CUlaunchAttributeValue, CUlaunchAttributeValue_union__bindgen_ty_1 as ClusterSize, CUlaunchConfig,
+    CUmodule, CUresult, CUstream, cuLaunchKernelEx,
 };
 use cudarc::driver::{CudaContext, CudaStream, result};
 
@@ -44,8 +45,8 @@ pub struct Device {
     multiprocessors: usize,
     /// Bytes of shared memory that a block may have.
     shared_memory: usize,
-    /// Whether the card lets a kernel begin before the one in front of it has ended.
-    can_begin_early: bool,
+    /// Compute capability.
+    capability: (i32, i32),
     /// Whether launches are recorded instead of queued (graph.rs).
     recording: Cell<bool>,
 }
@@ -92,16 +93,22 @@ pub(crate) struct Grid {
     blocks: [usize; 3],
     threads: u32,
     shared: u32,
+    cluster: usize,
     behind: bool,
 }
 
 impl Grid {
     pub fn new(blocks: [usize; 3], threads: u32) -> Self {
-        Self { blocks, threads, shared: 0, behind: false }
+        Self { blocks, threads, shared: 0, cluster: 1, behind: false }
     }
 
     pub fn shared(self, bytes: usize) -> Self {
         Self { shared: bytes as u32, ..self }
+    }
+
+    /// So many neighbouring blocks in x run together and see one another's shared memory. From Hopper on.
+    pub fn cluster(self, cluster: usize) -> Self {
+        Self { cluster, ..self }
     }
 
     /// The kernel may begin before the one in front of it has ended: when that one says so, or as its blocks end. It waits
@@ -233,7 +240,10 @@ impl Device {
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         let shared_memory =
             attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize;
-        let generation = attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let capability = (
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         Ok(Self {
             blas,
             kernels: RefCell::default(),
@@ -245,7 +255,7 @@ impl Device {
             context,
             multiprocessors,
             shared_memory,
-            can_begin_early: generation >= 9,
+            capability,
             recording: Cell::new(false),
         })
     }
@@ -278,7 +288,12 @@ impl Device {
     /// Whether the card and its code of this kernel are Hopper's or later: kernels that begin before the one in front of
     /// them has ended, clusters.
     pub(crate) fn is_hopper(&self, kernel: Kernel) -> Result<bool> {
-        Ok(self.can_begin_early && waits_itself(self.function(kernel, 0)?)?)
+        Ok(self.capability.0 >= 9 && waits_itself(self.function(kernel, 0)?)?)
+    }
+
+    /// Whether a kernel of a file `*.sm_90a.cu` has code for this card.
+    pub(crate) fn is_sm_90a(&self, kernel: Kernel) -> Result<bool> {
+        Ok(self.capability == (9, 0) && self.is_hopper(kernel)?)
     }
 
     pub(crate) fn blas(&self) -> blas_sys::cublasHandle_t {
@@ -546,11 +561,21 @@ impl Device {
         let function = self.function(kernel, grid.shared)?;
         let mut argument = *params;
         let mut arguments: [*mut c_void; 1] = [(&raw mut argument).cast()];
-        let mut attribute = CUlaunchAttribute {
-            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let mut attributes = Vec::with_capacity(2);
+        let mut set = |id, value| attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
+        if grid.behind && self.capability.0 >= 9 && waits_itself(function)? {
+            set(
+                CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            );
+        }
+        if grid.cluster > 1 {
+            let size = ClusterSize { x: grid.cluster as u32, y: 1, z: 1 };
+            set(
+                CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                CUlaunchAttributeValue { clusterDim: size },
+            );
+        }
         let config = CUlaunchConfig {
             gridDimX: x as u32,
             gridDimY: y as u32,
@@ -560,8 +585,8 @@ impl Device {
             blockDimZ: 1,
             sharedMemBytes: grid.shared,
             hStream: self.stream(),
-            attrs: &raw mut attribute,
-            numAttrs: u32::from(grid.behind && self.can_begin_early && waits_itself(function)?),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
         };
         // SAFETY: the kernel takes one struct, whose Rust form build.rs made from its header. What its pointers point
         // to was checked by the launcher.

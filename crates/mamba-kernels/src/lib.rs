@@ -27,6 +27,7 @@ pub mod quantized;
 pub mod readback;
 pub mod sampling;
 pub mod selective_scan;
+mod tensor_map;
 mod upload;
 
 pub use batch::Batch;

@@ -1,15 +1,18 @@
-// The products of a step of many sequences, 17 to 64: a block multiplies all rows with 16 to 128 outputs of a weight, by
-// wgmma, rows as its rows. The copy engine fills a ring of chunks of 64 inputs; one warp asks it to, four multiply.
+// The products of a step of many sequences, up to 64 or 128: a block multiplies all rows with 16 to 128 outputs of a weight, by
+// wgmma, rows as its rows. The copy engine fills a ring of chunks of 64 inputs; one warp asks it to, four multiply for each
+// 64 rows.
 //
-// A block of in_proj has all inputs of its outputs, and the blocks of a cluster share the rows: each fetches some of
-// them for all. A block of x_proj and out_proj has a slice of the inputs, and the blocks of a cluster the same outputs: what
-// they summed stays in their shared memory, and each finishes some of the rows. The order of a sum depends on the weight's
-// shape alone.
+// A block of in_proj has all inputs of its outputs. A block of x_proj and out_proj has a slice of the inputs, and those of a
+// cluster the same outputs: each finishes some of the rows, and gets the others' sums of those. The order of a sum depends on
+// the weight's shape alone.
 #include "product.cuh"
 
+// Hopper's own instructions: of other cards' code only the kernels' names are there.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define STEP_RUN(run, T, rows, outputs) step::run<T, rows, outputs>(p)
 namespace step {
 
-constexpr int kRows = kStepManyRows, kChunk = 64, kChunkBytes = 2 * kChunk, kMultipliers = 128;
+constexpr int kChunk = 64, kChunkBytes = 2 * kChunk;
 
 __device__ __forceinline__ unsigned address(const void *shared) { return (unsigned)__cvta_generic_to_shared(shared); }
 __device__ __forceinline__ unsigned cluster_rank() {
@@ -22,18 +25,14 @@ __device__ __forceinline__ unsigned cluster_size() {
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
     return size;
 }
-// What blocks of a cluster tell one another goes through barriers in shared memory: of this one only that all came here.
+// Only that all came here: what blocks of a cluster send one another is counted by barriers in shared memory.
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
-__device__ __forceinline__ void multipliers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(kMultipliers) : "memory"); }
+template <int kThreads> __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 
 __device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals) : "memory"); }
 __device__ __forceinline__ void barrier_expect(uint64_t *barrier, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes) : "memory"); }
-// At the barrier in the same place of the cluster's block `rank`. The tensor cores are done with what the barrier guards, and
-// the copy engine writes it: that needs no fence.
-__device__ __forceinline__ void barrier_arrive(uint64_t *barrier, unsigned rank) {
-    asm volatile("{ .reg .b32 at; mapa.shared::cluster.u32 at, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [at]; }" ::"r"(address(barrier)), "r"(rank) : "memory");
-}
+__device__ __forceinline__ void barrier_arrive(uint64_t *barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(barrier)) : "memory"); }
 __device__ __forceinline__ void barrier_wait(uint64_t *barrier, unsigned parity) {
     asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                  "@!done bra again; }" ::"r"(address(barrier)), "r"(parity) : "memory");
@@ -46,10 +45,6 @@ __device__ __forceinline__ void barrier_wait_for_cluster(uint64_t *barrier, unsi
 // A box of a matrix, from this input and row on; zeros beyond its edges.
 __device__ __forceinline__ void fetch_box(void *to, const CUtensorMap &map, int input, int row, uint64_t *barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(address(to)), "l"(&map), "r"(input), "r"(row), "r"(address(barrier)) : "memory");
-}
-// The same into the same place of the first `blocks` blocks of the cluster.
-__device__ __forceinline__ void fetch_box_for(unsigned blocks, void *to, const CUtensorMap &map, int input, int row, uint64_t *barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address(to)), "l"(&map), "r"(input), "r"(row), "r"(address(barrier)), "h"((unsigned short)((1u << blocks) - 1)) : "memory");
 }
 // Into the shared memory of the cluster's block `rank`, at the place that `to` has in this block's; its barrier counts the bytes.
 __device__ __forceinline__ void send(unsigned rank, const float *to, float4 x, uint64_t *barrier) {
@@ -75,69 +70,63 @@ STEP_WGMMA(f16)
 STEP_WGMMA(bf16)
 template <class T> using Operand = std::conditional_t<std::is_same_v<T, __half>, f16, bf16>;
 
-template <int kOutputs> struct Ring {
-    static constexpr int kStages = step_many_stages(kOutputs), kStage = step_many_stage(kOutputs);
+template <int kRows, int kOutputs, bool kSplit> struct Ring {
+    static constexpr int kStages = step_many_stages(kRows, kOutputs, kSplit), kStage = step_many_stage(kRows, kOutputs);
 };
 
 // Outputs come in kParts parts, `outputs` apart from one another, of each of which a block has as many. Of every row four outputs
 // of a part are finished by finish(part, output, row, sums, early(part, output, row), begin(output)). Early runs before the
 // sums are known, begin before the kernel in front has ended, and if kSplit is not set early, too.
-template <class T, int kOutputs, int kParts, bool kSplit, class Begin, class Early, class Finish>
+template <class T, int kRows, int kOutputs, int kParts, bool kSplit, class Begin, class Early, class Finish>
 __device__ __forceinline__ void many_product(const CUtensorMap &weight, const CUtensorMap &activations, int rows, int inputs, int outputs, Begin begin, Early early, Finish finish) {
     extern __shared__ char unaligned[];
-    constexpr int kStages = Ring<kOutputs>::kStages, kStage = Ring<kOutputs>::kStage, kPitch = kOutputs + 8, kOfPart = kOutputs / kParts;
+    using Ring = Ring<kRows, kOutputs, kSplit>;
+    constexpr int kStages = Ring::kStages, kStage = Ring::kStage, kPitch = kOutputs + 8, kOfPart = kOutputs / kParts, kMultipliers = 2 * kRows;
     char *const ring = unaligned + (1024 - address(unaligned) % 1024) % 1024;
-    float *const sums = reinterpret_cast<float *>(ring + kStages * kStage); // [block that summed][row that this one finishes][output]
+    // [block that summed][row that this one finishes][output]; what other blocks send does not wait until the ring is free.
+    float *const sums = reinterpret_cast<float *>(ring + (kSplit ? kStages * kStage : 0));
     __shared__ uint64_t s_full[kStages], s_empty[kStages], s_sums;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, cluster = cluster_size(), rank = cluster_rank();
-    const int first_output = (kSplit ? blockIdx.x / cluster : blockIdx.x) * kOfPart;
-    const int all = (inputs + kChunk - 1) / kChunk, slice = kSplit ? (all + cluster - 1) / cluster : all;
-    const int first_chunk = kSplit ? min(rank * slice, all) : 0, chunks = min(slice, all - first_chunk);
-    const int sharers = kSplit ? 1 : cluster; // of the rows
-    const int box = (rows + 8 * sharers - 1) / (8 * sharers) * 8; // step_many_box
-    const int count = kSplit ? kRows / cluster : kRows, first_row = kSplit ? rank * count : 0, last_row = min(rows, first_row + count); // finished here
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int splits = kSplit ? cluster_size() : 1, split = kSplit ? cluster_rank() : 0; // of the inputs
+    const int first_output = blockIdx.x / splits * kOfPart;
+    const int all = (inputs + kChunk - 1) / kChunk, slice = (all + splits - 1) / splits;
+    const int first_chunk = min(split * slice, all), chunks = min(slice, all - first_chunk);
+    const int box = (rows + 7) / 8 * 8; // step_many_box
+    const int count = kRows / splits, first_row = split * count, last_row = min(rows, first_row + count); // finished here
     let_next_start();
     if (threadIdx.x == 0) {
-        for (int i = 0; i < kStages; i++) barrier_init(s_full + i, 1), barrier_init(s_empty + i, sharers * kMultipliers / 32);
+        for (int i = 0; i < kStages; i++) barrier_init(s_full + i, 1), barrier_init(s_empty + i, kMultipliers / 32);
         barrier_init(&s_sums, 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         barrier_expect(&s_sums, kRows * kOutputs * 4);
     }
     __syncthreads();
-    cluster_arrive();
+    if constexpr (kSplit) cluster_arrive();
 
     if (warp == kMultipliers / 32) {
         auto fetch_weights = [&](int chunk) {
             uint64_t *const full = s_full + chunk % kStages;
             char *const to = ring + chunk % kStages * kStage + kRows * kChunkBytes;
-            barrier_expect(full, (box * sharers + kOutputs) * kChunkBytes);
+            barrier_expect(full, (box + kOutputs) * kChunkBytes);
 #pragma unroll
             for (int part = 0; part < kParts; part++) fetch_box(to + part * kOfPart * kChunkBytes, weight, (first_chunk + chunk) * kChunk, part * outputs + first_output, full);
         };
         auto fetch_rows = [&](int chunk) {
-            char *const to = ring + chunk % kStages * kStage;
-            uint64_t *const full = s_full + chunk % kStages;
-            const int input = (first_chunk + chunk) * kChunk;
-            if constexpr (kSplit) fetch_box(to, activations, input, 0, full);
-            else fetch_box_for(cluster, to + rank * box * kChunkBytes, activations, input, rank * box, full);
+            fetch_box(ring + chunk % kStages * kStage, activations, (first_chunk + chunk) * kChunk, 0, s_full + chunk % kStages);
         };
-        if (lane == 0)
-            for (int chunk = 0; chunk < min(kStages, chunks); chunk++) fetch_weights(chunk);
-        __syncwarp();
-        cluster_wait();
-        if (lane == 0) {
-            wait_for_previous();
-            for (int chunk = 0; chunk < min(kStages, chunks); chunk++) fetch_rows(chunk);
-            for (int chunk = kStages; chunk < chunks; chunk++) {
-                barrier_wait(s_empty + chunk % kStages, (chunk / kStages + 1) % 2);
-                fetch_weights(chunk), fetch_rows(chunk);
-            }
+        if (lane) return;
+        for (int chunk = 0; chunk < min(kStages, chunks); chunk++) fetch_weights(chunk);
+        wait_for_previous();
+        for (int chunk = 0; chunk < min(kStages, chunks); chunk++) fetch_rows(chunk);
+        for (int chunk = kStages; chunk < chunks; chunk++) {
+            barrier_wait(s_empty + chunk % kStages, (chunk / kStages + 1) % 2);
+            fetch_weights(chunk), fetch_rows(chunk);
         }
         return;
     }
 
     // A thread has the same four outputs of a part, of every row that it finishes.
-    constexpr int kLanes = kOfPart / 4, kRowsAtOnce = kMultipliers / kLanes, kTimes = (kRows + kRowsAtOnce - 1) / kRowsAtOnce, kAtOnce = kTimes <= 6 ? kTimes : kTimes / 2;
+    constexpr int kLanes = kOfPart / 4, kRowsAtOnce = kMultipliers / kLanes, kTimes = (kRows + kRowsAtOnce - 1) / kRowsAtOnce, kAtOnce = kTimes <= 6 ? kTimes : (kTimes + 1) / 2;
     using Before = decltype(early(0, 0, 0));
     const int output = first_output + (int)threadIdx.x % kLanes * 4, own_row = first_row + (int)threadIdx.x / kLanes;
     const bool mine = threadIdx.x < kRowsAtOnce * kLanes && output < outputs;
@@ -149,7 +138,7 @@ __device__ __forceinline__ void many_product(const CUtensorMap &weight, const CU
     Before before[kAtOnce];
     if (!kSplit) prepare(before, 0, own_row);
     const auto begun = begin(mine ? output : first_output);
-    cluster_wait();
+    if constexpr (kSplit) cluster_wait(); // all blocks are there, and what they send lands
     wait_for_previous();
     if (kSplit) prepare(before, 0, own_row);
     float sum[kOutputs / 2] = {};
@@ -159,29 +148,28 @@ __device__ __forceinline__ void many_product(const CUtensorMap &weight, const CU
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int i = 0; i < kChunk / 16; i++) {
-            const uint64_t a = descriptor(stage + i * 32), b = descriptor(stage + kRows * kChunkBytes + i * 32);
+            const uint64_t a = descriptor(stage + warp / 4 * (64 * kChunkBytes) + i * 32), b = descriptor(stage + kRows * kChunkBytes + i * 32);
 #pragma unroll
             for (int j = 0; j < kOutputs / 32; j++) wgmma_32(sum + j * 16, a, b + j * (32 * kChunkBytes >> 4), Operand<T>{});
             if constexpr (kOutputs % 32) wgmma_16(sum + kOutputs / 32 * 16, a, b + kOutputs / 32 * (32 * kChunkBytes >> 4), Operand<T>{});
         }
         asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-        // Only what is waited for: a block that ended must not be told.
-        if (chunk + kStages < chunks && lane < sharers) barrier_arrive(s_empty + chunk % kStages, kSplit ? rank : lane);
+        if (lane == 0) barrier_arrive(s_empty + chunk % kStages);
     }
 #pragma unroll
     for (float &x : sum) asm volatile("" : "+f"(x)); // not read before
-    multipliers_meet(); // all are done with the ring
-    float *const own = kSplit ? reinterpret_cast<float *>(ring) : sums; // [row][output]
+    meet<kMultipliers>(); // all are done with the ring
+    float *const own = reinterpret_cast<float *>(ring); // [row][output]
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
         for (int j = 0; j < kOutputs / 8; j++)
             *reinterpret_cast<float2 *>(own + (warp * 16 + half * 8 + lane / 4) * kPitch + j * 8 + lane % 4 * 2) = float2{sum[4 * j + 2 * half], sum[4 * j + 2 * half + 1]};
-    multipliers_meet();
+    meet<kMultipliers>();
     if constexpr (kSplit) {
         for (int i = threadIdx.x; i < kRows * kLanes; i += kMultipliers) {
             const int row = i / kLanes, at = i % kLanes * 4;
-            send(row / count, sums + (rank * count + row % count) * kPitch + at, *reinterpret_cast<const float4 *>(own + row * kPitch + at), &s_sums);
+            send(row / count, sums + (split * count + row % count) * kPitch + at, *reinterpret_cast<const float4 *>(own + row * kPitch + at), &s_sums);
         }
         barrier_wait_for_cluster(&s_sums, 0);
     }
@@ -196,7 +184,7 @@ __device__ __forceinline__ void many_product(const CUtensorMap &weight, const CU
                 if (at >= last_row) continue;
                 const float *const from = sums + (at - first_row) * kPitch + part * kOfPart + output - first_output;
                 float4 x = *reinterpret_cast<const float4 *>(from);
-                for (int s = 1; kSplit && s < cluster; s++) {
+                for (int s = 1; kSplit && s < splits; s++) {
                     const float4 y = *reinterpret_cast<const float4 *>(from + s * count * kPitch);
                     x.x += y.x, x.y += y.y, x.z += y.z, x.w += y.w;
                 }
@@ -211,7 +199,7 @@ __device__ __forceinline__ float4 fma_4(float4 a, float4 b, float4 c) { return {
 struct None {};
 
 // Half of a block's outputs are channels of x, half the same ones of z, so that all blocks have as much of the convolution to do.
-template <class T, int kOutputs> __device__ __forceinline__ void in_proj_many(const StepInProjMany &p) {
+template <class T, int kRows, int kOutputs> __device__ __forceinline__ void in_proj_many(const StepInProjMany &p) {
     constexpr int kWidest = 4;
     struct Window {
         float4 input[kWidest - 1];
@@ -221,7 +209,7 @@ template <class T, int kOutputs> __device__ __forceinline__ void in_proj_many(co
         float4 weight[kWidest], bias;
     };
     const int E = p.channels;
-    many_product<T, kOutputs, 2, false>(
+    many_product<T, kRows, kOutputs, 2, false>(
         p.weight, p.hidden, p.rows, p.d_model, E,
         [&](int c) {
             Convolution conv{};
@@ -260,41 +248,39 @@ template <class T, int kOutputs> __device__ __forceinline__ void in_proj_many(co
 }
 
 // dt, B and C.
-template <class T, int kOutputs> __device__ __forceinline__ void x_proj_many(const StepProductMany &p) {
-    many_product<T, kOutputs, 1, true>(
+template <class T, int kRows, int kOutputs> __device__ __forceinline__ void x_proj_many(const StepProductMany &p) {
+    many_product<T, kRows, kOutputs, 1, true>(
         p.weight, p.activations, p.rows, p.inputs, p.outputs, [](int) { return None{}; }, [](int, int, int) { return None{}; },
         [&](int, int c, int row, float4 x, None, None) { store_4(p.out + (long long)row * p.outputs + c, x); });
 }
 
 // Added to the residual.
-template <class T, int kOutputs> __device__ __forceinline__ void out_proj_many(const StepProductMany &p) {
+template <class T, int kRows, int kOutputs> __device__ __forceinline__ void out_proj_many(const StepProductMany &p) {
     auto at = [&](int c, int row) { return p.out + (long long)row * p.outputs + c; };
-    many_product<T, kOutputs, 1, true>(
+    many_product<T, kRows, kOutputs, 1, true>(
         p.weight, p.activations, p.rows, p.inputs, p.outputs, [](int) { return None{}; }, [&](int, int c, int row) { return load_fresh(at(c, row)); },
         [&](int, int c, int row, float4 x, float4 before, None) { store_4(at(c, row), {before.x + x.x, before.y + x.y, before.z + x.z, before.w + x.w}); });
 }
 
 } // namespace step
 
-// Hopper's own instructions: of other cards' code only the names are there.
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define STEP_RUN(run, T, outputs) step::run<T, outputs>(p)
 #else
-#define STEP_RUN(run, T, outputs)
+#define STEP_RUN(run, T, rows, outputs)
 #endif
-#define STEP_MANY(name, params, run, outputs)                                                                  \
-    extern "C" __global__ void __launch_bounds__(160, 2) name##_bf16_##outputs(const __grid_constant__ params p) { STEP_RUN(run, __nv_bfloat16, outputs); } \
-    extern "C" __global__ void __launch_bounds__(160, 2) name##_f16_##outputs(const __grid_constant__ params p) { STEP_RUN(run, __half, outputs); }
-STEP_MANY(step_in_proj_many, StepInProjMany, in_proj_many, 16)
-STEP_MANY(step_in_proj_many, StepInProjMany, in_proj_many, 32)
-STEP_MANY(step_in_proj_many, StepInProjMany, in_proj_many, 48)
-STEP_MANY(step_in_proj_many, StepInProjMany, in_proj_many, 64)
-STEP_MANY(step_in_proj_many, StepInProjMany, in_proj_many, 80)
-STEP_MANY(step_in_proj_many, StepInProjMany, in_proj_many, 128)
-STEP_MANY(step_x_proj_many, StepProductMany, x_proj_many, 16)
-STEP_MANY(step_out_proj_many, StepProductMany, out_proj_many, 16)
-STEP_MANY(step_out_proj_many, StepProductMany, out_proj_many, 32)
-STEP_MANY(step_out_proj_many, StepProductMany, out_proj_many, 48)
-STEP_MANY(step_out_proj_many, StepProductMany, out_proj_many, 64)
-STEP_MANY(step_out_proj_many, StepProductMany, out_proj_many, 80)
-STEP_MANY(step_out_proj_many, StepProductMany, out_proj_many, 128)
+
+#define STEP_MANY(name, params, run, rows, outputs)                                                            \
+    extern "C" __global__ void __launch_bounds__(2 * rows + 32, 128 / rows) name##_##rows##_bf16_##outputs(const __grid_constant__ params p) { STEP_RUN(run, __nv_bfloat16, rows, outputs); } \
+    extern "C" __global__ void __launch_bounds__(2 * rows + 32, 128 / rows) name##_##rows##_f16_##outputs(const __grid_constant__ params p) { STEP_RUN(run, __half, rows, outputs); }
+#define STEP_MANY_TILES(name, params, run, rows)                                                               \
+    STEP_MANY(name, params, run, rows, 16)                                                                     \
+    STEP_MANY(name, params, run, rows, 32)                                                                     \
+    STEP_MANY(name, params, run, rows, 48)                                                                     \
+    STEP_MANY(name, params, run, rows, 64)                                                                     \
+    STEP_MANY(name, params, run, rows, 80)                                                                     \
+    STEP_MANY(name, params, run, rows, 128)
+STEP_MANY_TILES(step_in_proj, StepInProjMany, in_proj_many, 64)
+STEP_MANY_TILES(step_in_proj, StepInProjMany, in_proj_many, 128)
+STEP_MANY_TILES(step_out_proj, StepProductMany, out_proj_many, 64)
+STEP_MANY_TILES(step_out_proj, StepProductMany, out_proj_many, 128)
+STEP_MANY(step_x_proj, StepProductMany, x_proj_many, 64, 16)
+STEP_MANY(step_x_proj, StepProductMany, x_proj_many, 128, 16)

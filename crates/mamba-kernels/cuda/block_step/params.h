@@ -16,11 +16,10 @@
 //   step_scan_many_<dtype>        (E / 64, ..._rows(...))      256    step_scan_many_shared(...)
 //   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
 //   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
-// And for up to kStepManyRows sequences, of rows that are normalized already, on 9.0 alone; tile = step_many_tile(outputs,
-// splits, ...), of x_proj 16; clusters of kStepShares blocks in in_proj, of splits in the others:
-//   step_in_proj_many_<dtype>_<tile>   (ceil(2E / tile / kStepShares) * kStepShares)  160  step_many_shared(tile)
-//   step_x_proj_many_<dtype>_16        (ceil(W / 16) * kStepSplits)                   160  step_many_shared(16)
-//   step_out_proj_many_<dtype>_<tile>  (ceil(d_model / tile) * kStepManySplits)       160  step_many_shared(tile)
+// And for many sequences, of rows that are normalized already, on 9.0 alone; room = 64 or 128, the most rows; tile =
+// step_many_tile(outputs, splits, ...), of x_proj 16; splits 1 in in_proj, kStepSplits in x_proj, step_many_splits(room) in
+// out_proj, in clusters of so many blocks in x:
+//   step_{in,x,out}_proj_<room>_<dtype>_<tile>  (splits * ceil(outputs / tile))  2 * room + 32  step_many_shared(room, tile, splits > 1)
 #pragma once
 #include <cuda.h>
 
@@ -32,9 +31,7 @@ constexpr int kStepSplits = 8; // blocks that share x_proj's inputs: a cluster
 constexpr int kStepStates = 16; // N
 constexpr int kStepChannels = 32; // of a block of the scan
 constexpr int kStepManyChannels = 64; // and of that for many sequences
-constexpr int kStepManyRows = 64; // of the products for many sequences
-constexpr int kStepManySplits = 4; // blocks that share out_proj's inputs then
-constexpr int kStepShares = 2; // blocks that share in_proj's rows then
+constexpr int kStepManyRows = 128; // of the products for many sequences
 
 // Bytes of a ring of so many chunks; `chunks` are what a warp reads in all.
 constexpr int step_ring(int depth, int chunks) {
@@ -60,28 +57,33 @@ constexpr int step_scan_many_rows(int channels, int rows, int multiprocessors) {
     const int groups = (rows + 7) / 8;
     return wanted < 1 ? 1 : wanted < groups ? wanted : groups;
 }
+// Blocks that share out_proj's inputs for many sequences. Those with room for 128 fill a multiprocessor, and of the card's groups
+// of multiprocessors not all have place for as many clusters of four as there are.
+constexpr int step_many_splits(int room) {
+    return room == 64 ? 4 : 2;
+}
 // Outputs of a block of the products for many sequences: so many that there is a block for each multiprocessor.
 constexpr int step_many_tile(int outputs, int splits, int multiprocessors) {
     const int wanted = (outputs * splits + multiprocessors - 1) / multiprocessors;
     return wanted <= 16 ? 16 : wanted <= 32 ? 32 : wanted <= 48 ? 48 : wanted <= 64 ? 64 : wanted <= 80 ? 80 : 128;
 }
-// Rows of a box of activations, of which `sharers` blocks fetch one each.
-constexpr int step_many_box(int rows, int sharers) {
-    return (rows + 8 * sharers - 1) / (8 * sharers) * 8;
+// Rows of a box of activations.
+constexpr int step_many_box(int rows) {
+    return (rows + 7) / 8 * 8;
 }
-// Bytes of a chunk of 64 inputs of a tile and of all rows, of the sums, of all; how many chunks are under way. A
-// multiprocessor has room for two such blocks.
-constexpr int step_many_stage(int tile) {
-    return 128 * (kStepManyRows + tile);
+// Bytes of a chunk of 64 inputs of a tile and of all rows, of sums that other blocks send (is_split 1, else 0), of all; how many
+// chunks are under way. A multiprocessor has room for two such blocks of 64 rows, for one of 128.
+constexpr int step_many_stage(int room, int tile) {
+    return 128 * (room + tile);
 }
-constexpr int step_many_sums(int tile) {
-    return 4 * kStepManyRows * (tile + 8);
+constexpr int step_many_sums(int room, int tile, int is_split) {
+    return 4 * room * (tile + 8) * is_split;
 }
-constexpr int step_many_stages(int tile) {
-    return (113000 - step_many_sums(tile)) / step_many_stage(tile);
+constexpr int step_many_stages(int room, int tile, int is_split) {
+    return (113000 * (room / 64) - step_many_sums(room, tile, is_split)) / step_many_stage(room, tile);
 }
-constexpr int step_many_shared(int tile) {
-    return step_many_stages(tile) * step_many_stage(tile) + step_many_sums(tile) + 1024;
+constexpr int step_many_shared(int room, int tile, int is_split) {
+    return step_many_stages(room, tile, is_split) * step_many_stage(room, tile) + step_many_sums(room, tile, is_split) + 1024;
 }
 // Bytes of shared memory of kernels that normalize first: the ring, the normalized rows, the norm's weight, and the rows'
 // sums of squares.
@@ -117,7 +119,7 @@ struct StepInProj {
 // in_proj of normalized rows, and of x the convolution's step, as above.
 struct StepInProjMany {
     CUtensorMap weight;      // dtype [2E, d_model] in boxes of [tile / 2, 64], swizzled by 128 bytes
-    CUtensorMap hidden;      // dtype [R, d_model] in boxes of [step_many_box(R, kStepShares), 64]
+    CUtensorMap hidden;      // dtype [R, d_model] in boxes of [step_many_box(R), 64]
     void *u;                 // dtype [R, E]
     void *z;                 // dtype [R, E], rows z_stride apart
     const float *conv_weight; // [d_conv, E]
@@ -132,7 +134,7 @@ struct StepInProjMany {
 // x_proj, which writes f32, and out_proj, which adds to the f32 residual.
 struct StepProductMany {
     CUtensorMap weight;      // dtype [outputs, inputs] in boxes of [tile, 64], swizzled by 128 bytes
-    CUtensorMap activations; // dtype [R, inputs] in boxes of [step_many_box(R, 1), 64]
+    CUtensorMap activations; // dtype [R, inputs] in boxes of [step_many_box(R), 64]
     float *out;              // [R, outputs]
     int rows, inputs, outputs;
     int reserved;

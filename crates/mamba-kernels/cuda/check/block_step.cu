@@ -16,15 +16,18 @@ STEP_DECLARE(step_in_proj, StepInProj)
 STEP_DECLARE(step_head, StepHead)
 STEP_DECLARE(step_x_proj, StepXProj)
 STEP_DECLARE(step_out_proj, StepOutProj)
-#define STEP_DECLARE_MANY(name, P, tile)                                                                       \
-    extern "C" __global__ void name##_bf16_##tile(const __grid_constant__ P);                                  \
-    extern "C" __global__ void name##_f16_##tile(const __grid_constant__ P);
-#define STEP_DECLARE_TILES(name, P)                                                                            \
-    STEP_DECLARE_MANY(name, P, 16) STEP_DECLARE_MANY(name, P, 32) STEP_DECLARE_MANY(name, P, 48)               \
-    STEP_DECLARE_MANY(name, P, 64) STEP_DECLARE_MANY(name, P, 80) STEP_DECLARE_MANY(name, P, 128)
-STEP_DECLARE_TILES(step_in_proj_many, StepInProjMany)
-STEP_DECLARE_TILES(step_out_proj_many, StepProductMany)
-STEP_DECLARE_MANY(step_x_proj_many, StepProductMany, 16)
+#define STEP_DECLARE_MANY(name, P, room, tile)                                                                 \
+    extern "C" __global__ void name##_##room##_bf16_##tile(const __grid_constant__ P);                         \
+    extern "C" __global__ void name##_##room##_f16_##tile(const __grid_constant__ P);
+#define STEP_DECLARE_TILES(name, P, room)                                                                      \
+    STEP_DECLARE_MANY(name, P, room, 16) STEP_DECLARE_MANY(name, P, room, 32) STEP_DECLARE_MANY(name, P, room, 48) \
+    STEP_DECLARE_MANY(name, P, room, 64) STEP_DECLARE_MANY(name, P, room, 80) STEP_DECLARE_MANY(name, P, room, 128)
+STEP_DECLARE_TILES(step_in_proj, StepInProjMany, 64)
+STEP_DECLARE_TILES(step_in_proj, StepInProjMany, 128)
+STEP_DECLARE_TILES(step_out_proj, StepProductMany, 64)
+STEP_DECLARE_TILES(step_out_proj, StepProductMany, 128)
+STEP_DECLARE_MANY(step_x_proj, StepProductMany, 64, 16)
+STEP_DECLARE_MANY(step_x_proj, StepProductMany, 128, 16)
 extern "C" __global__ void step_scan_bf16(const __grid_constant__ StepScan);
 extern "C" __global__ void step_scan_f16(const __grid_constant__ StepScan);
 extern "C" __global__ void step_scan_many_bf16(const __grid_constant__ StepScan);
@@ -40,9 +43,9 @@ template <class T> struct Kernels;
         static constexpr Kernel<StepXProj> x_proj[2] = {step_x_proj_##name##_1, step_x_proj_##name##_2};       \
         static constexpr Kernel<StepOutProj> out_proj[2] = {step_out_proj_##name##_1, step_out_proj_##name##_2}; \
         static constexpr Kernel<StepScan> scan = step_scan_##name, scan_many = step_scan_many_##name;          \
-        static constexpr Kernel<StepInProjMany> in_proj_many[6] = STEP_TILES(step_in_proj_many_##name);        \
-        static constexpr Kernel<StepProductMany> out_proj_many[6] = STEP_TILES(step_out_proj_many_##name);     \
-        static constexpr Kernel<StepProductMany> x_proj_many[6] = {step_x_proj_many_##name##_16};              \
+        static constexpr Kernel<StepInProjMany> in_proj_many[2][6] = {STEP_TILES(step_in_proj_64_##name), STEP_TILES(step_in_proj_128_##name)}; \
+        static constexpr Kernel<StepProductMany> out_proj_many[2][6] = {STEP_TILES(step_out_proj_64_##name), STEP_TILES(step_out_proj_128_##name)}; \
+        static constexpr Kernel<StepProductMany> x_proj_many[2][6] = {{step_x_proj_64_##name##_16}, {step_x_proj_128_##name##_16}}; \
     };
 STEP_TABLE(__nv_bfloat16, bf16)
 STEP_TABLE(__half, f16)
@@ -60,8 +63,6 @@ template <class P> void launch(Kernel<P> kernel, dim3 grid, int bytes, cudaStrea
     config.attrs = attributes, config.numAttrs = 1 + (cluster > 1);
     CHECK(cudaLaunchKernelEx(&config, kernel, p));
 }
-
-static int shares = std::getenv("SHARES") ? std::atoi(std::getenv("SHARES")) : kStepShares, splits = std::getenv("SPLITS") ? std::atoi(std::getenv("SPLITS")) : kStepManySplits;
 
 // A row-major matrix as the copy engine takes it in boxes of so many rows and 64 columns.
 static CUtensorMap boxes(CUtensorMapDataType type, const void *matrix, int rows, int columns, int box) {
@@ -143,28 +144,24 @@ template <class T> struct Step {
         launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_ring(kStepDeep, step_chunks(s.channels)), stream, p);
     }
     // For many sequences, of normalized rows.
+    int room() const { return rows <= 64 ? 64 : 128; }
+    int out_tile() const { return step_many_tile(s.d_model, step_many_splits(room()), multiprocessors); }
     static constexpr auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     StepInProjMany in_proj_many(const Layer<T> &l, float *state, long long slot) const {
         const int tile = step_many_tile(2 * s.channels, 1, multiprocessors);
-        return {boxes(type, l.in_proj, 2 * s.channels, s.d_model, tile / 2), boxes(type, hidden, rows, s.d_model, step_many_box(rows, shares)), u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv};
+        return {boxes(type, l.in_proj, 2 * s.channels, s.d_model, tile / 2), boxes(type, hidden, rows, s.d_model, step_many_box(rows)), u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv};
     }
     StepProductMany product_many(const T *weight, int outputs, int inputs, const T *from, float *to, int tile) const {
-        return {boxes(type, weight, outputs, inputs, tile), boxes(type, from, rows, inputs, step_many_box(rows, 1)), to, rows, inputs, outputs, 0};
+        return {boxes(type, weight, outputs, inputs, tile), boxes(type, from, rows, inputs, step_many_box(rows)), to, rows, inputs, outputs, 0};
     }
     StepProductMany x_proj_many(const Layer<T> &l) const { return product_many(l.x_proj, s.width(), s.channels, u, dt_b_c, 16); }
-    StepProductMany out_proj_many(const Layer<T> &l) const { return product_many(l.out_proj, s.d_model, s.channels, y, residual, step_many_tile(s.d_model, splits, multiprocessors)); }
-    template <class P> void run_many(const Kernel<P> (&kernels)[6], int tile, int blocks, int cluster, const P &p, cudaStream_t stream) const {
-        launch(kernels[tile == 128 ? 5 : tile / 16 - 1], blocks, step_many_shared(tile), stream, p, true, cluster, 160);
+    StepProductMany out_proj_many(const Layer<T> &l) const { return product_many(l.out_proj, s.d_model, s.channels, y, residual, out_tile()); }
+    template <class P> void run_many(const Kernel<P> (&kernels)[2][6], int outputs, int tile, int splits, const P &p, cudaStream_t stream) const {
+        launch(kernels[room() / 128][tile == 128 ? 5 : tile / 16 - 1], splits * ceil_div(outputs, tile), step_many_shared(room(), tile, splits > 1), stream, p, true, splits, 2 * room() + 32);
     }
-    void run_in_many(const StepInProjMany &p, cudaStream_t stream) const {
-        const int tile = step_many_tile(2 * s.channels, 1, multiprocessors);
-        run_many(Kernels<T>::in_proj_many, tile, ceil_div(ceil_div(2 * s.channels, tile), shares) * shares, shares, p, stream);
-    }
-    void run_x_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::x_proj_many, 16, ceil_div(s.width(), 16) * kStepSplits, kStepSplits, p, stream); }
-    void run_out_many(const StepProductMany &p, cudaStream_t stream) const {
-        const int tile = step_many_tile(s.d_model, splits, multiprocessors);
-        run_many(Kernels<T>::out_proj_many, tile, ceil_div(s.d_model, tile) * splits, splits, p, stream);
-    }
+    void run_in_many(const StepInProjMany &p, cudaStream_t stream) const { run_many(Kernels<T>::in_proj_many, 2 * s.channels, step_many_tile(2 * s.channels, 1, multiprocessors), 1, p, stream); }
+    void run_x_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::x_proj_many, s.width(), 16, kStepSplits, p, stream); }
+    void run_out_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::out_proj_many, s.d_model, out_tile(), step_many_splits(room()), p, stream); }
     void run_head(const T *weight, const float *norm, cudaStream_t stream, bool behind = true) const {
         const StepHead p{weight, residual, norm, sums, logits, rows, s.d_model, s.vocab, 1e-5f};
         const int n = step_blocks(s.vocab, multiprocessors);
@@ -379,12 +376,12 @@ void check_all(bool small) {
     const Shape odd{"odd", 144, 96, 24, 1, 84, 3, false}, tiny{"130m/4", 192, 384, 16, 1, 500};
     for (int rows : {1, 3, 8, 9, 16}) check<__nv_bfloat16>(odd, rows), check<__half>(odd, rows);
     check<__half>(tiny, 5);
-    for (int rows : {5, 17, 40, 64, 70}) check_many<__nv_bfloat16>(odd, rows), check_many<__half>(tiny, rows);
+    for (int rows : {5, 17, 64, 70, 128, 130}) check_many<__nv_bfloat16>(odd, rows), check_many<__half>(tiny, rows);
     if (small) return;
     const Shape narrow{"130m", 768, 1536, 48, 1, 1000}, wide{"2.8b", 2560, 5120, 160, 1, 1000}, seven{"7b", 4096, 8192, 256, 1, 100};
     for (int rows : {1, 2, 8, 16}) check<__half>(narrow, rows), check<__nv_bfloat16>(narrow, rows);
     check<__half>(wide, 2), check<__nv_bfloat16>(seven, 1);
-    check_many<__half>(narrow, 64), check_many<__nv_bfloat16>(wide, 20), check_many<__half>(wide, 130), check_many<__half>(seven, 33);
+    check_many<__half>(narrow, 64), check_many<__nv_bfloat16>(wide, 20), check_many<__half>(wide, 130), check_many<__half>(seven, 33), check_many<__half>(wide, 100), check_many<__nv_bfloat16>(seven, 128);
 }
 
 template <class T> void time_shape(Timer &timer, Report &report, const Shape &s, const std::vector<int> &batches) {

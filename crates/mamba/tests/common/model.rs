@@ -23,7 +23,7 @@ pub struct Runner<B: Backend> {
 impl<B: Backend> Runner<B> {
     pub fn new(mut backend: B, dtype: DType) -> Self {
         let model = Model::load(&mut backend, &checkpoint(), dtype, &mut |_| Ok(())).unwrap();
-        let slots = Slots::new(&mut backend, model.spec(), 8).unwrap();
+        let slots = Slots::new(&mut backend, model.spec(), 100).unwrap();
         let workspace = Workspace::new(&mut backend, model.config(), 1024, 1024).unwrap();
         Self { backend, model, slots, workspace }
     }

@@ -68,7 +68,7 @@ fn step<B: Backend>(backend: &mut B, rows: usize, dtype: DType, d_inner: usize) 
 fn a_block_step_is_taken_where_it_is_supported() {
     for dtype in [DType::BF16, DType::F16] {
         let mut cuda = Cuda::new(dtype).unwrap();
-        for rows in [1, 8, MAX_ROWS, MAX_ROWS + 1, MOST / D_INNER] {
+        for rows in [1, 8, 9, MAX_ROWS, MAX_ROWS + 1, 64, 65, 128, 129, MOST / D_INNER] {
             assert!(step(&mut cuda, rows, dtype, D_INNER), "{rows} rows, {}", dtype.name());
         }
         assert!(!step(&mut cuda, MOST / D_INNER + 1, dtype, D_INNER));
@@ -79,7 +79,8 @@ fn a_block_step_is_taken_where_it_is_supported() {
     assert!(!step(&mut Cpu::new(1).unwrap(), 1, DType::F32, D_INNER));
 }
 
-/// Hidden states of a text, token by token: as near to the CPU's in f32 as the kernels of whole sequences are.
+/// Hidden states of a text, token by token, and of many sequences at once: as near to the CPU's in f32 as the kernels of
+/// whole sequences are.
 #[test]
 fn a_block_step_is_as_exact_as_its_parts() {
     let ids = Truth::novels().ids("prompt1.ids");
@@ -88,12 +89,40 @@ fn a_block_step_is_as_exact_as_its_parts() {
         ids.iter().enumerate().flat_map(|(i, id)| runner.run(&[*id], i == 0).0).collect::<Vec<f32>>()
     };
     let exact = wide(&Runner::new(Cpu::new(2).unwrap(), DType::F32).run(ids, true).0);
+    // The text's first tokens, 8 of them in each of so many sequences, all of which begin with another one.
+    let many = |runner: &mut Runner<Cuda>, count: usize| {
+        let step = |i: usize| {
+            let mut batch = Batch::new();
+            (0..count).for_each(|s| batch.push(&[ids[(s + i) % ids.len()]], s, i == 0));
+            runner.step(&batch)
+        };
+        (0..8).flat_map(step).collect::<Vec<f32>>()
+    };
+    let exact_many = |count: usize| {
+        let mut runner = Runner::new(Cpu::new(2).unwrap(), DType::F32);
+        let of_sequence = |s: usize| {
+            let ids: Vec<u32> = (s..s + 8).map(|i| ids[i % ids.len()]).collect();
+            runner.run(&ids, true).0
+        };
+        let sequences: Vec<Vec<f32>> = (0..count).map(of_sequence).collect();
+        let width = sequences[0].len() / 8;
+        (0..8)
+            .flat_map(|i| sequences.iter().flat_map(move |s| s[i * width..][..width].to_vec()))
+            .collect::<Vec<f32>>()
+    };
     for dtype in [DType::BF16, DType::F16] {
-        let whole = relative_l2(&hidden(&mut Runner::new(Cuda::new(dtype).unwrap(), dtype)), &exact);
-        let deterministic = Cuda::new(dtype).unwrap().deterministic(true);
-        let parts = relative_l2(&hidden(&mut Runner::new(deterministic, dtype)), &exact);
-        println!("{}: relative error {whole:.2e}, of the operations one by one {parts:.2e}", dtype.name());
-        assert!(whole <= 1.2 * parts, "{whole} {parts}");
+        let [mut whole, mut parts] =
+            [false, true].map(|parts| Runner::new(Cuda::new(dtype).unwrap().deterministic(parts), dtype));
+        let mut check = |what: String, whole: &[f32], parts: &[f32], exact: &[f64]| {
+            let [whole, parts] = [whole, parts].map(|hidden| relative_l2(hidden, exact));
+            println!("{what}: relative error {whole:.2e}, of the operations one by one {parts:.2e}");
+            assert!(whole <= 1.2 * parts, "{what}: {whole} {parts}");
+        };
+        check(dtype.name().into(), &hidden(&mut whole), &hidden(&mut parts), &exact);
+        for count in [12, 64, 100] {
+            let what = format!("{}, {count} sequences", dtype.name());
+            check(what, &many(&mut whole, count), &many(&mut parts, count), &wide(&exact_many(count)));
+        }
     }
 }
 
@@ -159,5 +188,13 @@ fn block_steps_do_not_depend_on_the_company() {
             assert!(together[i * hidden.len()..][..hidden.len()] == hidden[..], "{}", dtype.name());
             assert!(runner.state(7 - i) == *state, "state, {}", dtype.name());
         }
+        // The kernels for many.
+        let mut many = |count: usize| {
+            let mut batch = Batch::new();
+            (0..count).for_each(|i| batch.push(&ids[i..=i], i, true));
+            (runner.step(&batch), runner.state(8))
+        };
+        let ((few, state_of_few), (all, state_of_all)) = (many(9), many(64));
+        assert!(all[..few.len()] == few && state_of_few == state_of_all, "many, {}", dtype.name());
     }
 }
