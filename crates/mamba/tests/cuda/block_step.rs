@@ -113,7 +113,7 @@ fn a_block_step_is_as_exact_as_its_parts() {
     for dtype in [DType::BF16, DType::F16] {
         let [mut whole, mut parts] =
             [false, true].map(|parts| Runner::new(Cuda::new(dtype).unwrap().deterministic(parts), dtype));
-        let mut check = |what: String, whole: &[f32], parts: &[f32], exact: &[f64]| {
+        let check = |what: String, whole: &[f32], parts: &[f32], exact: &[f64]| {
             let [whole, parts] = [whole, parts].map(|hidden| relative_l2(hidden, exact));
             println!("{what}: relative error {whole:.2e}, of the operations one by one {parts:.2e}");
             assert!(whole <= 1.2 * parts, "{what}: {whole} {parts}");
