@@ -298,14 +298,14 @@ fn an_id_beyond_the_embedding_is_an_error() {
 /// Free memory, once that of models which tests before have dropped is free: engines end in their own time.
 fn settled_memory(cuda: &Cuda) -> usize {
     let free = || cuda.device().memory().unwrap().0;
-    let mut last = free();
-    loop {
+    let (mut last, mut quiet) = (free(), 0);
+    while quiet < 5 {
         std::thread::sleep(std::time::Duration::from_millis(300));
-        match free() {
-            now if now == last => return now,
-            now => last = now,
-        }
+        let now = free();
+        quiet = if now == last { quiet + 1 } else { 0 };
+        last = now;
     }
+    last
 }
 
 #[test]
