@@ -12,8 +12,9 @@ use crate::error::Result;
 use crate::linear::{self, Weight};
 use crate::norm;
 use crate::params::{
-    self, STEP_CHANNELS, STEP_DEEP, STEP_MANY_CHANNELS, STEP_MANY_ROWS, STEP_SHORT, STEP_SPLITS, STEP_STATES,
-    StepHead, StepInProj, StepInProjMany, StepOutProj, StepProductMany, StepScan, StepXProj,
+    self, STEP_CHANNELS, STEP_DEEP, STEP_MANY_CHANNELS, STEP_MANY_ROWS, STEP_MANY_SPLITS, STEP_SHORT,
+    STEP_SPLITS, STEP_STATES, StepHead, StepInProj, StepInProjMany, StepOutProj, StepProductMany, StepScan,
+    StepXProj,
 };
 use crate::tensor_map::TensorMap;
 
@@ -102,7 +103,7 @@ impl BlockStep<'_> {
         let kernel = Kernel { base: "step_x_proj_64", float: Some(self.float()), variant: Some(X_PROJ_TILE) };
         let available = device.is_sm_90a(kernel).unwrap_or(false);
         available
-            && self.residual.rows <= STEP_MANY_ROWS
+            && (1..=STEP_MANY_ROWS).contains(&self.residual.rows)
             && self.channels().is_multiple_of(STEP_MANY_CHANNELS)
             && self.hidden.view().is_aligned(16)
             && self.state.is_aligned(16)
@@ -137,8 +138,10 @@ impl BlockStep<'_> {
 /// not hold.
 pub fn run(device: &Device, batch: &Batch, op: BlockStep) -> Result<()> {
     assert!(op.is_supported(device) && batch.is_step(), "a step of shapes that are not supported");
-    let (for_few, for_many) = (op.is_for_few(device), op.is_for_many(device));
-    if for_few && (op.residual.rows <= FEW || !for_many) {
+    let for_many = op.is_for_many(device);
+    let for_few = op.is_for_few(device) && (op.residual.rows <= FEW || !for_many);
+    device.set_squares(for_few);
+    if for_few {
         few(device, batch, &op)
     } else if for_many {
         many(device, batch, op)
@@ -218,13 +221,16 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
         let grid = Grid::new([splits * outputs.div_ceil(tile), 1, 1], 2 * room as u32 + 32);
         grid.shared(shared).cluster(splits).behind(true)
     };
-    let boxes = |rows: &RowsMut| TensorMap::boxes(&rows.view(), params::step_many_box(batch.sequences()));
+    let boxes = |matrix: &RowsMut, cols| {
+        matrix.pointer(rows, cols, float);
+        TensorMap::boxes(&matrix.view(), params::step_many_box(rows))
+    };
 
     let tile = params::step_many_tile(2 * channels, 1, device.multiprocessors());
     let params = StepInProjMany {
         // Of a block's tile one half is of x, one of z.
         weight: TensorMap::boxes(&whole(op.in_proj, 2 * channels, d_model, float), tile / 2)?,
-        hidden: boxes(&op.hidden)?,
+        hidden: boxes(&op.hidden, d_model)?,
         u: dense(&op.u, rows, channels, float),
         z: z(&op, rows),
         conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
@@ -245,7 +251,7 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
         let outputs = weight.outputs;
         let params = StepProductMany {
             weight: TensorMap::boxes(&whole(weight, outputs, channels, float), tile)?,
-            activations: boxes(activations)?,
+            activations: boxes(activations, channels)?,
             out,
             rows: rows as i32,
             inputs: channels as i32,
@@ -257,9 +263,8 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
     product(x_proj, op.x_proj, &op.u, dt_b_c, X_PROJ_TILE, STEP_SPLITS)?;
     scan(device, batch, &op, dt_b_c)?;
     let residual = dense(&op.residual, rows, d_model, Float::F32);
-    let splits = params::step_many_splits(room);
-    let tile = params::step_many_tile(d_model, splits, device.multiprocessors());
-    product(out_proj, op.out_proj, &op.y, residual, tile, splits)
+    let tile = params::step_many_tile(d_model, STEP_MANY_SPLITS, device.multiprocessors());
+    product(out_proj, op.out_proj, &op.y, residual, tile, STEP_MANY_SPLITS)
 }
 
 /// `hidden ← norm(residual)`.
@@ -351,7 +356,7 @@ fn scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) -> Result<(
         dt_rank: dt_rank as i32,
         reserved: 0,
     };
-    let many = rows > 8 && channels.is_multiple_of(STEP_MANY_CHANNELS);
+    let many = rows > FEW && channels.is_multiple_of(STEP_MANY_CHANNELS) && op.state.is_aligned(8);
     let (kernel, grid) = if many {
         let blocks = params::step_scan_many_rows(channels, rows, device.multiprocessors());
         let grid = Grid::new([channels / STEP_MANY_CHANNELS, blocks, 1], THREADS);
@@ -426,8 +431,7 @@ pub fn head(device: &Device, op: Head) -> Result<()> {
         weight: matrix(weight, vocab, d_model, float),
         residual: residual.pointer(rows, d_model, Float::F32),
         norm: norm.f32s(d_model, "the norm's weight"),
-        // Only the kernels for few leave them.
-        sums: if rows <= FEW { device.workspace(1)? } else { 0 },
+        sums: if device.has_squares() { device.workspace(1)? } else { 0 },
         logits: dense(&logits, rows, vocab, Float::F32),
         rows: rows as i32,
         d_model: d_model as i32,

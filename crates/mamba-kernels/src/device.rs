@@ -49,6 +49,8 @@ pub struct Device {
     capability: (i32, i32),
     /// Whether launches are recorded instead of queued (graph.rs).
     recording: Cell<bool>,
+    /// Whether the last layer's step left the residual's sums of squares in the workspace (block_step.rs).
+    squares: Cell<bool>,
 }
 
 /// What launchers use between them.
@@ -257,6 +259,7 @@ impl Device {
             shared_memory,
             capability,
             recording: Cell::new(false),
+            squares: Cell::new(false),
         })
     }
 
@@ -306,6 +309,14 @@ impl Device {
 
     pub(crate) fn context(&self) -> &Arc<CudaContext> {
         &self.context
+    }
+
+    pub(crate) fn has_squares(&self) -> bool {
+        self.squares.get()
+    }
+
+    pub(crate) fn set_squares(&self, squares: bool) {
+        self.squares.set(squares);
     }
 
     pub(crate) fn set_recording(&self, recording: bool) {

@@ -31,7 +31,8 @@ impl TensorMap {
         };
         let mut map = Self::default();
         let size = [matrix.cols as u64, matrix.rows as u64];
-        let stride = [(matrix.stride * float.bytes()) as u64];
+        // Of a single row it is not used, and is a multiple of 16 bytes nevertheless.
+        let stride = [(matrix.stride.next_multiple_of(8) * float.bytes()) as u64];
         // SAFETY: it writes the 128 bytes of the map, and reads arrays of as many numbers as a matrix has dimensions.
         unsafe {
             cuTensorMapEncodeTiled(

@@ -265,7 +265,7 @@ template <class T, int kRows, int kOutputs> __device__ __forceinline__ void out_
 } // namespace step
 
 #else
-#define STEP_RUN(run, T, rows, outputs)
+#define STEP_RUN(run, T, rows, outputs) __trap()
 #endif
 
 #define STEP_MANY(name, params, run, rows, outputs)                                                            \

@@ -1,8 +1,8 @@
-// The arguments of the fused decode step, passed by value. Plain C layout (all fields 8- or 4-byte, no padding in
-// between).
+// The arguments of the fused decode step, passed by value. Plain C layout (fields of 8 or 4 bytes, before them the copy engine's
+// maps of 128; no padding in between).
 //
-// One token of each of R sequences: row i of every activation belongs to sequence i. Four kernels a layer, and one for
-// the head, each launched with programmatic stream serialization behind the one before. The step's first kernel, the
+// One token of each of R sequences: row i of every activation belongs to sequence i. Four kernels a layer (for many sequences
+// behind the norm's), and one for the head, each launched with programmatic stream serialization behind the one before. The step's first kernel, the
 // embedding's, is launched plainly; so what an earlier step wrote, the slots' states and lists, is there before any of
 // these begins, and may be read before wait_for_previous. "dtype" is the type of the kernel's instance: __nv_bfloat16 or
 // __half; in <kernel>_<dtype>_<tiles> up to 8 * tiles rows are computed (by a block, in step_x_proj, which takes any
@@ -17,7 +17,7 @@
 //   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
 //   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
 // And for many sequences, of rows that are normalized already, on 9.0 alone; room = 64 or 128, the most rows; tile =
-// step_many_tile(outputs, splits, ...), of x_proj 16; splits 1 in in_proj, kStepSplits in x_proj, step_many_splits(room) in
+// step_many_tile(outputs, splits, ...), of x_proj 16; splits 1 in in_proj, kStepSplits in x_proj, kStepManySplits in
 // out_proj, in clusters of so many blocks in x:
 //   step_{in,x,out}_proj_<room>_<dtype>_<tile>  (splits * ceil(outputs / tile))  2 * room + 32  step_many_shared(room, tile, splits > 1)
 #pragma once
@@ -32,6 +32,7 @@ constexpr int kStepStates = 16; // N
 constexpr int kStepChannels = 32; // of a block of the scan
 constexpr int kStepManyChannels = 64; // and of that for many sequences
 constexpr int kStepManyRows = 128; // of the products for many sequences
+constexpr int kStepManySplits = 4; // blocks that share out_proj's inputs then
 
 // Bytes of a ring of so many chunks; `chunks` are what a warp reads in all.
 constexpr int step_ring(int depth, int chunks) {
@@ -56,11 +57,6 @@ constexpr int step_scan_many_rows(int channels, int rows, int multiprocessors) {
     const int wanted = 2 * multiprocessors * kStepManyChannels / channels;
     const int groups = (rows + 7) / 8;
     return wanted < 1 ? 1 : wanted < groups ? wanted : groups;
-}
-// Blocks that share out_proj's inputs for many sequences. Those with room for 128 fill a multiprocessor, and of the card's groups
-// of multiprocessors not all have place for as many clusters of four as there are.
-constexpr int step_many_splits(int room) {
-    return room == 64 ? 4 : 2;
 }
 // Outputs of a block of the products for many sequences: so many that there is a block for each multiprocessor.
 constexpr int step_many_tile(int outputs, int splits, int multiprocessors) {

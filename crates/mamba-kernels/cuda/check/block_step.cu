@@ -145,7 +145,7 @@ template <class T> struct Step {
     }
     // For many sequences, of normalized rows.
     int room() const { return rows <= 64 ? 64 : 128; }
-    int out_tile() const { return step_many_tile(s.d_model, step_many_splits(room()), multiprocessors); }
+    int out_tile() const { return step_many_tile(s.d_model, kStepManySplits, multiprocessors); }
     static constexpr auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     StepInProjMany in_proj_many(const Layer<T> &l, float *state, long long slot) const {
         const int tile = step_many_tile(2 * s.channels, 1, multiprocessors);
@@ -161,7 +161,7 @@ template <class T> struct Step {
     }
     void run_in_many(const StepInProjMany &p, cudaStream_t stream) const { run_many(Kernels<T>::in_proj_many, 2 * s.channels, step_many_tile(2 * s.channels, 1, multiprocessors), 1, p, stream); }
     void run_x_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::x_proj_many, s.width(), 16, kStepSplits, p, stream); }
-    void run_out_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::out_proj_many, s.d_model, out_tile(), step_many_splits(room()), p, stream); }
+    void run_out_many(const StepProductMany &p, cudaStream_t stream) const { run_many(Kernels<T>::out_proj_many, s.d_model, out_tile(), kStepManySplits, p, stream); }
     void run_head(const T *weight, const float *norm, cudaStream_t stream, bool behind = true) const {
         const StepHead p{weight, residual, norm, sums, logits, rows, s.d_model, s.vocab, 1e-5f};
         const int n = step_blocks(s.vocab, multiprocessors);

@@ -298,14 +298,14 @@ fn an_id_beyond_the_embedding_is_an_error() {
 /// Free memory, once that of models which tests before have dropped is free: engines end in their own time.
 fn settled_memory(cuda: &Cuda) -> usize {
     let free = || cuda.device().memory().unwrap().0;
-    let (mut last, mut quiet) = (free(), 0);
-    while quiet < 5 {
+    let mut last = free();
+    loop {
         std::thread::sleep(std::time::Duration::from_millis(300));
-        let now = free();
-        quiet = if now == last { quiet + 1 } else { 0 };
-        last = now;
+        match free() {
+            now if now == last => return now,
+            now => last = now,
+        }
     }
-    last
 }
 
 #[test]
@@ -315,7 +315,9 @@ fn too_little_memory_is_an_error_that_says_how_much() {
     let error = cuda.alloc(free / 4 + (1 << 28), "states").err().unwrap();
     let Error::OutOfMemory { bytes, free: Some(left), what } = &error else { panic!("{error:?}") };
     assert_eq!((*bytes, &**what), (4 * (free as u64 / 4 + (1 << 28)), "states"));
-    assert!(*left <= free as u64 && *left > 0);
+    // Before it refuses, a driver gives back what it kept of memory that was freed earlier.
+    let now = cuda.device().memory().unwrap().0;
+    assert!((free as u64..=now.max(free) as u64).contains(left), "{left}, before {free}, now {now}");
     // Nothing is broken.
     ops::pool_matches(&mut cuda, &mut Rng(3));
 
