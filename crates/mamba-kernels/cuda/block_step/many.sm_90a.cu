@@ -1,5 +1,5 @@
-// The products of a step of many sequences, up to 64 or 128: a block multiplies all rows with 16 to 128 outputs of a weight, by
-// wgmma, rows as its rows. The copy engine fills a ring of chunks of 64 inputs; one warp asks it to, four multiply for each
+// The products of a step of many sequences, up to 64 or 128: a block multiplies all rows with 16 to 128 outputs of a weight by
+// wgmma, whose rows they are. The copy engine fills a ring of chunks of 64 inputs; one warp asks it to, four multiply for each
 // 64 rows.
 //
 // A block of in_proj has all inputs of its outputs. A block of x_proj and out_proj has a slice of the inputs, and those of a
@@ -80,8 +80,7 @@ template <int kRows, int kOutputs, bool kSplit> struct Ring {
 template <class T, int kRows, int kOutputs, int kParts, bool kSplit, class Begin, class Early, class Finish>
 __device__ __forceinline__ void many_product(const CUtensorMap &weight, const CUtensorMap &activations, int rows, int inputs, int outputs, Begin begin, Early early, Finish finish) {
     extern __shared__ char unaligned[];
-    using Ring = Ring<kRows, kOutputs, kSplit>;
-    constexpr int kStages = Ring::kStages, kStage = Ring::kStage, kPitch = kOutputs + 8, kOfPart = kOutputs / kParts, kMultipliers = 2 * kRows;
+    constexpr int kStages = Ring<kRows, kOutputs, kSplit>::kStages, kStage = Ring<kRows, kOutputs, kSplit>::kStage, kPitch = kOutputs + 8, kOfPart = kOutputs / kParts, kMultipliers = 2 * kRows;
     char *const ring = unaligned + (1024 - address(unaligned) % 1024) % 1024;
     // [block that summed][row that this one finishes][output]; what other blocks send does not wait until the ring is free.
     float *const sums = reinterpret_cast<float *>(ring + (kSplit ? kStages * kStage : 0));
