@@ -154,13 +154,13 @@ impl Compiler {
         }
         let operation = source.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-        let flags = self.flags.iter().map(|flag| match stem.ends_with(".sm_90a") {
-            true => flag.replace("arch=compute_90,code=sm_90", "arch=compute_90a,code=sm_90a"),
-            false => flag.clone(),
-        });
         let name = format!("{operation}-{stem}");
         let fatbin = self.cache.join(format!("{name}-{:016x}.fatbin", hash.finish()));
         if !fatbin.exists() {
+            let flags = self.flags.iter().map(|flag| match stem.ends_with(".sm_90a") {
+                true => flag.replace("arch=compute_90,code=sm_90", "arch=compute_90a,code=sm_90a"),
+                false => flag.clone(),
+            });
             // Under another name first: a build that is stopped leaves no half a file.
             let unfinished = fatbin.with_extension(format!("{}.tmp", std::process::id()));
             let output =
@@ -176,8 +176,8 @@ impl Compiler {
 }
 
 /// The structs, integer constants and functions of a header as Rust. It understands what `params.h` may hold: structs of
-/// pointers, int, unsigned, long long, float, CUtensorMap; constants and functions of non-negative ints, made of `const int` and
-/// `return`, arithmetic and `?:`. Anything else is an error, here or when the result is compiled.
+/// pointers, int, unsigned, long long, float, and structs by their names; constants and functions of non-negative ints,
+/// made of `const int` and `return`, arithmetic and `?:`. Anything else is an error, here or when the result is compiled.
 fn translate(header: &str) -> Result<String> {
     let text: String = header.lines().fold(String::new(), |text, line| {
         let line = line.split("//").next().unwrap_or_default().trim();
@@ -228,17 +228,13 @@ fn translate(header: &str) -> Result<String> {
     Ok(rust)
 }
 
-/// `const float *a, *b` or `long long x_stride, y_stride`.
+/// `const float *a, *b`, `long long x_stride, y_stride` or `StepConvolution to`.
 fn translate_field(field: &str, rust: &mut String) -> Result<()> {
     let field = field.trim_start_matches("const ");
-    if let Some(name) = field.strip_prefix("CUtensorMap ") {
-        writeln!(rust, "    pub {name}: crate::tensor_map::TensorMap,")?;
-        return Ok(());
-    }
     let (kind, names) = ["unsigned long long", "long long", "unsigned", "int", "float", "void"]
         .into_iter()
         .find_map(|kind| Some((kind, field.strip_prefix(kind).filter(|rest| !rest.starts_with('_'))?)))
-        .or_else(|| field.split_once(' ').filter(|(_, rest)| rest.trim().starts_with('*')))
+        .or_else(|| field.split_once(' '))
         .ok_or_else(|| format!("cannot translate the field `{field}`"))?;
     for name in names.split(',').map(str::trim) {
         let (name, kind) = match name.strip_prefix('*') {
@@ -249,6 +245,7 @@ fn translate_field(field: &str, rust: &mut String) -> Result<()> {
                 "unsigned" => (name, "u32"),
                 "int" => (name, "i32"),
                 "float" => (name, "f32"),
+                other if other.starts_with(char::is_uppercase) => (name, other),
                 _ => return Err(format!("cannot translate the field `{field}`").into()),
             },
         };

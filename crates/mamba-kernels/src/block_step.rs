@@ -12,16 +12,14 @@ use crate::error::Result;
 use crate::linear::{self, Weight};
 use crate::norm;
 use crate::params::{
-    self, STEP_CHANNELS, STEP_DEEP, STEP_MANY_CHANNELS, STEP_MANY_ROWS, STEP_MANY_SPLITS, STEP_SHORT,
-    STEP_SPLITS, STEP_STATES, StepHead, StepInProj, StepInProjMany, StepOutProj, StepProductMany, StepScan,
-    StepXProj,
+    self, STEP_CHANNELS, STEP_DEEP, STEP_FEW as FEW, STEP_MANY_CHANNELS, STEP_MANY_ROWS, STEP_MANY_SPLITS,
+    STEP_SHORT, STEP_SPLITS, STEP_STATES, StepConvolution, StepHead, StepInProj, StepInProjMany, StepOutProj,
+    StepProductMany, StepScan, StepXProj,
 };
 use crate::tensor_map::TensorMap;
 
 /// Rows (sequences) that the kernels for few take at most, the head's too.
 pub const MAX_ROWS: usize = 16;
-/// Those that they are fastest for.
-const FEW: usize = 8;
 /// Rows times channels of a step at most that leaves the large products to cuBLAS: of more, x_proj and dt_proj by cuBLAS, too,
 /// and a scan that does nothing else, are faster.
 pub const MOST: usize = 64 * 5120;
@@ -167,15 +165,7 @@ fn few(device: &Device, batch: &Batch, op: &BlockStep) -> Result<()> {
         residual,
         norm: op.norm.f32s(d_model, "the norm's weight"),
         sums: if op.follows { sums } else { 0 },
-        u: dense(&op.u, rows, channels, float),
-        z: z(op, rows),
-        conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
-        conv_bias: op.conv_bias.map_or(0, |bias| bias.f32s(channels, "the convolution's bias")),
-        conv_state: states(op, batch),
-        slots: batch.slots(),
-        fresh: batch.fresh(),
-        slot_stride: op.state.slot_stride as i64,
-        z_stride: op.xz.stride as i64,
+        to: convolution(op, batch),
         rows: rows as i32,
         d_model: d_model as i32,
         channels: channels as i32,
@@ -211,9 +201,10 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
     let dt_b_c = device.workspace(rows * op.width())?;
 
     // The most rows that the kernels take; for each 64 four warps multiply, and one more fetches.
-    let (room, [in_proj, x_proj, out_proj]) = match rows <= 64 {
-        true => (64, ["step_in_proj_64", "step_x_proj_64", "step_out_proj_64"]),
-        false => (128, ["step_in_proj_128", "step_x_proj_128", "step_out_proj_128"]),
+    let room = params::step_many_room(rows);
+    let [in_proj, x_proj, out_proj] = match room {
+        64 => ["step_in_proj_64", "step_x_proj_64", "step_out_proj_64"],
+        _ => ["step_in_proj_128", "step_x_proj_128", "step_out_proj_128"],
     };
     let kernel = |base, tile| Kernel { base, float: Some(float), variant: Some(tile) };
     let grid = |outputs: usize, tile, splits| {
@@ -231,15 +222,7 @@ fn many(device: &Device, batch: &Batch, mut op: BlockStep) -> Result<()> {
         // Of a block's tile one half is of x, one of z.
         weight: TensorMap::boxes(&whole(op.in_proj, 2 * channels, d_model, float), tile / 2)?,
         hidden: boxes(&op.hidden, d_model)?,
-        u: dense(&op.u, rows, channels, float),
-        z: z(&op, rows),
-        conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
-        conv_bias: op.conv_bias.map_or(0, |bias| bias.f32s(channels, "the convolution's bias")),
-        conv_state: states(&op, batch),
-        slots: batch.slots(),
-        fresh: batch.fresh(),
-        slot_stride: op.state.slot_stride as i64,
-        z_stride: op.xz.stride as i64,
+        to: convolution(&op, batch),
         rows: rows as i32,
         d_model: d_model as i32,
         channels: channels as i32,
@@ -365,6 +348,22 @@ fn scan(device: &Device, batch: &Batch, op: &BlockStep, dt_b_c: u64) -> Result<(
         ("step_scan", Grid::new([channels / STEP_CHANNELS, rows.div_ceil(8), 1], THREADS))
     };
     device.launch(Kernel::of(kernel, float), grid.behind(true), &params)
+}
+
+/// What in_proj's outputs become.
+fn convolution(op: &BlockStep, batch: &Batch) -> StepConvolution {
+    let (rows, channels) = (batch.sequences(), op.channels());
+    StepConvolution {
+        u: dense(&op.u, rows, channels, op.float()),
+        z: z(op, rows),
+        conv_weight: op.conv_weight.f32s(op.d_conv * channels, "the convolution's weight"),
+        conv_bias: op.conv_bias.map_or(0, |bias| bias.f32s(channels, "the convolution's bias")),
+        conv_state: states(op, batch),
+        slots: batch.slots(),
+        fresh: batch.fresh(),
+        slot_stride: op.state.slot_stride as i64,
+        z_stride: op.xz.stride as i64,
+    }
 }
 
 /// Where z begins: behind x.

@@ -291,7 +291,11 @@ impl Device {
     /// Whether the card and its code of this kernel are Hopper's or later: kernels that begin before the one in front of
     /// them has ended, clusters.
     pub(crate) fn is_hopper(&self, kernel: Kernel) -> Result<bool> {
-        Ok(self.capability.0 >= 9 && waits_itself(self.function(kernel, 0)?)?)
+        self.begins_early(self.function(kernel, 0)?)
+    }
+
+    fn begins_early(&self, function: CUfunction) -> Result<bool> {
+        Ok(self.capability.0 >= 9 && waits_itself(function)?)
     }
 
     /// Whether a kernel of a file `*.sm_90a.cu` has code for this card.
@@ -574,7 +578,7 @@ impl Device {
         let mut arguments: [*mut c_void; 1] = [(&raw mut argument).cast()];
         let mut attributes = Vec::with_capacity(2);
         let mut set = |id, value| attributes.push(CUlaunchAttribute { id, pad: [0; 4], value });
-        if grid.behind && self.capability.0 >= 9 && waits_itself(function)? {
+        if grid.behind && self.begins_early(function)? {
             set(
                 CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                 CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },

@@ -38,5 +38,6 @@ pub use error::{Error, Result};
 /// The kernels' parameters and grids, from their headers.
 #[allow(dead_code, unused_parens, clippy::all)]
 mod params {
+    use crate::tensor_map::TensorMap as CUtensorMap;
     include!(concat!(env!("OUT_DIR"), "/params.rs"));
 }

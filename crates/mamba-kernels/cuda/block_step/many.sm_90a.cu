@@ -5,6 +5,7 @@
 // A block of in_proj has all inputs of its outputs. A block of x_proj and out_proj has a slice of the inputs, and those of a
 // cluster the same outputs: each finishes some of the rows, and gets the others' sums of those. The order of a sum depends on
 // the weight's shape alone.
+#include "barrier.cuh"
 #include "product.cuh"
 
 // Hopper's own instructions: of other cards' code only the kernels' names are there.
@@ -14,7 +15,6 @@ namespace step {
 
 constexpr int kChunk = 64, kChunkBytes = 2 * kChunk;
 
-__device__ __forceinline__ unsigned address(const void *shared) { return (unsigned)__cvta_generic_to_shared(shared); }
 __device__ __forceinline__ unsigned cluster_rank() {
     unsigned rank;
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -30,28 +30,10 @@ __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 template <int kThreads> __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
 
-__device__ __forceinline__ void barrier_init(uint64_t *barrier, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(barrier)), "r"(arrivals) : "memory"); }
-__device__ __forceinline__ void barrier_expect(uint64_t *barrier, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(barrier)), "r"(bytes) : "memory"); }
-__device__ __forceinline__ void barrier_arrive(uint64_t *barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address(barrier)) : "memory"); }
-__device__ __forceinline__ void barrier_wait(uint64_t *barrier, unsigned parity) {
-    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again; }" ::"r"(address(barrier)), "r"(parity) : "memory");
-}
-// The same where other blocks wrote what is waited for.
-__device__ __forceinline__ void barrier_wait_for_cluster(uint64_t *barrier, unsigned parity) {
-    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-                 "@!done bra again; }" ::"r"(address(barrier)), "r"(parity) : "memory");
-}
 // A box of a matrix, from this input and row on; zeros beyond its edges.
 __device__ __forceinline__ void fetch_box(void *to, const CUtensorMap &map, int input, int row, uint64_t *barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(address(to)), "l"(&map), "r"(input), "r"(row), "r"(address(barrier)) : "memory");
 }
-// Into the shared memory of the cluster's block `rank`, at the place that `to` has in this block's; its barrier counts the bytes.
-__device__ __forceinline__ void send(unsigned rank, const float *to, float4 x, uint64_t *barrier) {
-    asm volatile("{ .reg .b32 to, barrier; mapa.shared::cluster.u32 to, %0, %1; mapa.shared::cluster.u32 barrier, %2, %1;\n"
-                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, [barrier]; }" ::"r"(address(to)), "r"(rank), "r"(address(barrier)), "r"(__float_as_uint(x.x)), "r"(__float_as_uint(x.y)), "r"(__float_as_uint(x.z)), "r"(__float_as_uint(x.w)) : "memory");
-}
-
 // A matrix in shared memory whose rows are 128 bytes, as the copy engine left it with a swizzle of 128 bytes.
 __device__ __forceinline__ uint64_t descriptor(const void *matrix) { return (uint64_t)((address(matrix) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62; }
 // sum += 64 rows times 32 or 16 outputs, of 16 inputs.
@@ -214,15 +196,15 @@ template <class T, int kRows, int kOutputs> __device__ __forceinline__ void in_p
             Convolution conv{};
 #pragma unroll
             for (int k = 0; k < kWidest; k++)
-                if (k < p.d_conv) conv.weight[k] = load_4(p.conv_weight + (long long)k * E + c);
-            if (p.conv_bias) conv.bias = load_4(p.conv_bias + c);
+                if (k < p.d_conv) conv.weight[k] = load_4(p.to.conv_weight + (long long)k * E + c);
+            if (p.to.conv_bias) conv.bias = load_4(p.to.conv_bias + c);
             return conv;
         },
         [&](int half, int c, int row) {
             Window w{};
             if (half) return w;
-            w.state = p.conv_state + p.slots[row] * p.slot_stride + c;
-            if (!p.fresh[row])
+            w.state = p.to.conv_state + p.to.slots[row] * p.to.slot_stride + c;
+            if (!p.to.fresh[row])
 #pragma unroll
                 for (int k = 0; k < kWidest - 1; k++)
                     if (k < p.d_conv - 1) w.input[k] = load_4(w.state + (long long)k * E);
@@ -230,7 +212,7 @@ template <class T, int kRows, int kOutputs> __device__ __forceinline__ void in_p
         },
         [&](int half, int c, int row, float4 x, const Window &w, const Convolution &conv) {
             if (half) {
-                *reinterpret_cast<uint2 *>(static_cast<T *>(p.z) + row * p.z_stride + c) = uint2{word<T>(x.x, x.y), word<T>(x.z, x.w)};
+                *reinterpret_cast<uint2 *>(static_cast<T *>(p.to.z) + row * p.to.z_stride + c) = uint2{word<T>(x.x, x.y), word<T>(x.z, x.w)};
                 return;
             }
             float4 sum = conv.bias;
@@ -242,7 +224,7 @@ template <class T, int kRows, int kOutputs> __device__ __forceinline__ void in_p
                 if (k > 0) store_4(w.state + (long long)(k - 1) * E, input);
             }
             auto silu = [](float x) { return x * reciprocal(1.f + exponential<T>(-x)); };
-            *reinterpret_cast<uint2 *>(static_cast<T *>(p.u) + (long long)row * E + c) = uint2{word<T>(silu(sum.x), silu(sum.y)), word<T>(silu(sum.z), silu(sum.w))};
+            *reinterpret_cast<uint2 *>(static_cast<T *>(p.to.u) + (long long)row * E + c) = uint2{word<T>(silu(sum.x), silu(sum.y)), word<T>(silu(sum.z), silu(sum.w))};
         });
 }
 

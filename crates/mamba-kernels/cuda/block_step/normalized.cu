@@ -120,28 +120,29 @@ template <class T, int kTiles> __device__ __forceinline__ void in_proj(const Ste
     struct Window {
         float input[kWidest - 1], weight[kWidest], bias;
     };
+    const StepConvolution &to = p.to;
     const int E = p.channels;
     normalized_product<T, kTiles>(
         p, 2 * E,
         [&](int c, int n, bool mine) {
             Window w{};
             if (!mine || c >= E) return w;
-            const float *state = p.conv_state + p.slots[n] * p.slot_stride + c;
-            const bool fresh = p.fresh[n] != 0;
+            const float *state = to.conv_state + to.slots[n] * to.slot_stride + c;
+            const bool fresh = to.fresh[n] != 0;
 #pragma unroll
             for (int k = 0; k < kWidest; k++) {
                 if (k < p.d_conv - 1 && !fresh) w.input[k < kWidest - 1 ? k : 0] = state[(long long)k * E];
-                if (k < p.d_conv) w.weight[k] = p.conv_weight[(long long)k * E + c];
+                if (k < p.d_conv) w.weight[k] = to.conv_weight[(long long)k * E + c];
             }
-            if (p.conv_bias) w.bias = p.conv_bias[c];
+            if (to.conv_bias) w.bias = to.conv_bias[c];
             return w;
         },
         [&](int c, int n, float x, const Window &w) {
             if (c >= E) {
-                static_cast<T *>(p.z)[n * p.z_stride + c - E] = from_float<T>(x);
+                static_cast<T *>(to.z)[n * to.z_stride + c - E] = from_float<T>(x);
                 return;
             }
-            float *state = p.conv_state + p.slots[n] * p.slot_stride + c;
+            float *state = to.conv_state + to.slots[n] * to.slot_stride + c;
             float sum = w.bias;
 #pragma unroll
             for (int k = 0; k < kWidest; k++) {
@@ -150,7 +151,7 @@ template <class T, int kTiles> __device__ __forceinline__ void in_proj(const Ste
                 sum = fmaf(w.weight[k], input, sum);
                 if (k > 0) state[(long long)(k - 1) * E] = input;
             }
-            static_cast<T *>(p.u)[(long long)n * E + c] = from_float<T>(sum * reciprocal(1.f + exponential<T>(-sum)));
+            static_cast<T *>(to.u)[(long long)n * E + c] = from_float<T>(sum * reciprocal(1.f + exponential<T>(-sum)));
         });
 }
 

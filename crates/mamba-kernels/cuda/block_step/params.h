@@ -16,7 +16,7 @@
 //   step_scan_many_<dtype>        (E / 64, ..._rows(...))      256    step_scan_many_shared(...)
 //   step_out_proj_<dtype>_<tiles> (ceil(d_model / 16))         256    step_ring(kStepDeep, step_chunks(E))
 //   step_head_<dtype>_<tiles>     (step_blocks(vocab, ...))    256    step_norm_shared(...)
-// And for many sequences, of rows that are normalized already, on 9.0 alone; room = 64 or 128, the most rows; tile =
+// And for many sequences, of rows that are normalized already, on 9.0 alone; room = step_many_room(R); tile =
 // step_many_tile(outputs, splits, ...), of x_proj 16; splits 1 in in_proj, kStepSplits in x_proj, kStepManySplits in
 // out_proj, in clusters of so many blocks in x:
 //   step_{in,x,out}_proj_<room>_<dtype>_<tile>  (splits * ceil(outputs / tile))  2 * room + 32  step_many_shared(room, tile, splits > 1)
@@ -31,6 +31,7 @@ constexpr int kStepSplits = 8; // blocks that share x_proj's inputs: a cluster
 constexpr int kStepStates = 16; // N
 constexpr int kStepChannels = 32; // of a block of the scan
 constexpr int kStepManyChannels = 64; // and of that for many sequences
+constexpr int kStepFew = 8; // sequences that the kernels for few are fastest for
 constexpr int kStepManyRows = 128; // of the products for many sequences
 constexpr int kStepManySplits = 4; // blocks that share out_proj's inputs then
 
@@ -63,6 +64,10 @@ constexpr int step_many_tile(int outputs, int splits, int multiprocessors) {
     const int wanted = (outputs * splits + multiprocessors - 1) / multiprocessors;
     return wanted <= 16 ? 16 : wanted <= 32 ? 32 : wanted <= 48 ? 48 : wanted <= 64 ? 64 : wanted <= 80 ? 80 : 128;
 }
+// Rows that a block of theirs has room for.
+constexpr int step_many_room(int rows) {
+    return rows <= 64 ? 64 : kStepManyRows;
+}
 // Rows of a box of activations.
 constexpr int step_many_box(int rows) {
     return (rows + 7) / 8 * 8;
@@ -88,14 +93,9 @@ constexpr int step_norm_shared(int tiles, int channels, int outputs, int blocks)
     return step_ring(kStepWide, of_block * step_chunks(channels)) + step_chunks(channels) * 4096 * tiles + 4 * channels + 2 * tiles * channels;
 }
 
-// RMSNorm, in_proj, and of x the convolution's step: rows 0 to E of the weight give x, from which u = SiLU(bias + sum
-// over k of conv_weight[k] * window[k]) is written, the window being the slot's d_conv - 1 inputs, then x; rows E to 2E
-// give z.
-struct StepInProj {
-    const void *weight;      // dtype [2E, d_model]
-    const float *residual;   // [R, d_model]
-    const float *norm;       // [d_model]
-    const float *sums;       // [d_model / 16, R]: of each 16 channels the sum of squares, or null in the first layer
+// What in_proj's outputs become: rows 0 to E of its weight give x, from which u = SiLU(bias + sum over k of conv_weight[k] *
+// window[k]) is written, the window being the slot's d_conv - 1 inputs, then x; rows E to 2E give z.
+struct StepConvolution {
     void *u;                 // dtype [R, E]
     void *z;                 // dtype [R, E], rows z_stride apart
     const float *conv_weight; // [d_conv, E]
@@ -104,6 +104,15 @@ struct StepInProj {
     const int *slots;        // [R]
     const int *fresh;        // [R]; not 0: begins at zero, the slot's content is not read
     long long slot_stride, z_stride;
+};
+
+// RMSNorm and in_proj.
+struct StepInProj {
+    const void *weight;      // dtype [2E, d_model]
+    const float *residual;   // [R, d_model]
+    const float *norm;       // [d_model]
+    const float *sums;       // [d_model / 16, R]: of each 16 channels the sum of squares, or null in the first layer
+    StepConvolution to;
     int rows;                // R
     int d_model;             // a multiple of 16
     int channels;            // E, a multiple of 32
@@ -112,18 +121,11 @@ struct StepInProj {
     int reserved;
 };
 
-// in_proj of normalized rows, and of x the convolution's step, as above.
+// in_proj of normalized rows.
 struct StepInProjMany {
     CUtensorMap weight;      // dtype [2E, d_model] in boxes of [tile / 2, 64], swizzled by 128 bytes
     CUtensorMap hidden;      // dtype [R, d_model] in boxes of [step_many_box(R), 64]
-    void *u;                 // dtype [R, E]
-    void *z;                 // dtype [R, E], rows z_stride apart
-    const float *conv_weight; // [d_conv, E]
-    const float *conv_bias;  // [E] or null
-    float *conv_state;       // slot s: conv_state + s * slot_stride, [d_conv - 1, E]
-    const int *slots;        // [R]
-    const int *fresh;        // [R]
-    long long slot_stride, z_stride;
+    StepConvolution to;
     int rows, d_model, channels, d_conv;
 };
 

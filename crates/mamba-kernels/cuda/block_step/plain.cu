@@ -1,5 +1,6 @@
 // Products whose activations are read as they are: x_proj, its inputs split over a cluster, and out_proj, which adds to
 // the residual.
+#include "barrier.cuh"
 #include "product.cuh"
 
 namespace step {
@@ -51,27 +52,21 @@ template <class T, int kTiles> __device__ __forceinline__ void x_proj(const Step
 #if __CUDA_ARCH__ >= 900
     __shared__ float s_parts[kStepSplits][8 * kTiles][16];
     __shared__ uint64_t s_barrier;
-    const unsigned barrier = (unsigned)__cvta_generic_to_shared(&s_barrier);
     const int first_row = blockIdx.z * 8 * kTiles, rows = p.rows - first_row;
     const int slice = (p.inputs + 32 * kStepSplits - 1) / (32 * kStepSplits) * 32, rank = blockIdx.y;
     const int begin = min(rank * slice, p.inputs), end = min(begin + slice, p.inputs);
     if (threadIdx.x == 0 && rank == 0) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n"
-                     "fence.mbarrier_init.release.cluster;\n"
-                     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "n"((int)sizeof(s_parts)) : "memory");
+        barrier_init(&s_barrier, 1);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        barrier_expect(&s_barrier, sizeof(s_parts));
     }
     asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
     const float sum = plain_product<T, kTiles, kStepShort>(
         p.weight, static_cast<const T *>(p.u) + (long long)first_row * p.inputs, rows, p.inputs, p.outputs, begin, end, [] { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }, [] {});
     const int c = blockIdx.x * 16 + threadIdx.x % 16, n = threadIdx.x / 16;
-    if (n < 8 * kTiles) {
-        const unsigned own = (unsigned)__cvta_generic_to_shared(&s_parts[rank][n][c % 16]);
-        asm volatile("{ .reg .b32 to, barrier; mapa.shared::cluster.u32 to, %0, 0; mapa.shared::cluster.u32 barrier, %1, 0;\n"
-                     "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [to], %2, [barrier]; }" ::"r"(own), "r"(barrier), "r"(__float_as_uint(sum)) : "memory");
-    }
+    if (n < 8 * kTiles) send(0, &s_parts[rank][n][c % 16], sum, &s_barrier);
     if (rank || n >= rows || n >= 8 * kTiles || c >= p.outputs) return;
-    asm volatile("{ .reg .pred done; again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
-                 "@!done bra again; }" ::"r"(barrier) : "memory");
+    barrier_wait_for_cluster(&s_barrier, 0);
     float all = 0.f;
     for (int i = 0; i < kStepSplits; i++) all += s_parts[i][n][c % 16];
     p.dt_b_c[(long long)(first_row + n) * p.outputs + c] = all;

@@ -28,6 +28,12 @@ struct Sum {
     float a[4] = {}, b[4] = {};
     __device__ __forceinline__ float operator[](int i) const { return a[i] + b[i]; }
 };
+// A warp's sums, to [token][output], the 16 outputs from `first` on.
+template <int kPitch> __device__ __forceinline__ void put(const Sum &sum, float (&to)[8][kPitch], int first) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    to[2 * q][first + g] = sum[0], to[2 * q + 1][first + g] = sum[1];
+    to[2 * q][first + g + 8] = sum[2], to[2 * q + 1][first + g + 8] = sum[3];
+}
 // 32 inputs of 16 outputs (rows g and g + 8) and 8 tokens (g).
 template <class T> __device__ __forceinline__ void multiply(Sum &sum, uint4 low, uint4 high, uint4 x) {
     mma<T>(sum.a, low.x, high.x, low.y, high.y, x.x, x.y);
@@ -107,13 +113,8 @@ template <int kTiles> struct Sums {
     float value[2][kWarps][kTiles][8][17]; // [token][output]
 };
 template <int kTiles> __device__ __forceinline__ float add_warps(Sums<kTiles> &sums, int half, const Sum (&acc)[kTiles]) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
 #pragma unroll
-    for (int j = 0; j < kTiles; j++) {
-        float(&s)[8][17] = sums.value[half][warp][j];
-        s[2 * q][g] = acc[j][0], s[2 * q + 1][g] = acc[j][1];
-        s[2 * q][g + 8] = acc[j][2], s[2 * q + 1][g + 8] = acc[j][3];
-    }
+    for (int j = 0; j < kTiles; j++) put(acc[j], sums.value[half][threadIdx.x / 32][j], 0);
     __syncthreads();
     const int m = threadIdx.x % 16, n = threadIdx.x / 16;
     float sum = 0.f;

@@ -70,12 +70,7 @@ template <class T> __device__ __forceinline__ void scan(const StepScan &p) {
         if (k < p.dt_rank && g < rows) x = *reinterpret_cast<const uint4 *>(&s_dt[g][k]);
         multiply<T>(sum, low[i], high[i], x);
     }
-    {
-        float(&s)[kRows][kStepChannels + 1] = s_delta_parts[quarter];
-        const int q = lane % 4;
-        s[2 * q][tile * 16 + g] = sum[0], s[2 * q + 1][tile * 16 + g] = sum[1];
-        s[2 * q][tile * 16 + g + 8] = sum[2], s[2 * q + 1][tile * 16 + g + 8] = sum[3];
-    }
+    put(sum, s_delta_parts[quarter], tile * 16);
     __syncthreads();
     if (warp < rows) {
         float delta = bias;
@@ -191,10 +186,7 @@ template <class T> __device__ __forceinline__ void scan_many(const StepScan &p) 
                 const uint4 *const from = weights + (chunk * 4 + tile) * 64 + lane;
                 multiply<T>(sum, from[0], from[32], x);
             }
-            float(&s)[kRows][kChannels + 8] = parts[part];
-            const int q = lane % 4;
-            s[2 * q][tile * 16 + g] = sum[0], s[2 * q + 1][tile * 16 + g] = sum[1];
-            s[2 * q][tile * 16 + g + 8] = sum[2], s[2 * q + 1][tile * 16 + g + 8] = sum[3];
+            put(sum, parts[part], tile * 16);
         }
         __syncthreads();
         if (warp < rows) {

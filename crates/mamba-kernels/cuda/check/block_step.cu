@@ -120,8 +120,9 @@ template <class T> struct Step {
         slots = pool.of(slots_), fresh = pool.of(fresh_);
     }
     int tiles() const { return std::min(2, ceil_div(rows, 8)); }
+    StepConvolution convolution(const Layer<T> &l, float *state, long long slot) const { return {u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels}; }
     StepInProj in_proj(const Layer<T> &l, float *state, long long slot, bool first = true) const {
-        return {l.in_proj, residual, l.norm, first ? nullptr : sums, u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv, 1e-5f, 0};
+        return {l.in_proj, residual, l.norm, first ? nullptr : sums, convolution(l, state, slot), rows, s.d_model, s.channels, s.d_conv, 1e-5f, 0};
     }
     StepXProj x_proj(const Layer<T> &l) const { return {l.x_proj, u, dt_b_c, rows, s.channels, s.width(), 0}; }
     StepScan scan(const Layer<T> &l, float *state, long long slot) const {
@@ -136,20 +137,20 @@ template <class T> struct Step {
         launch(Kernels<T>::x_proj[tiles() - 1], dim3(ceil_div(s.width(), 16), kStepSplits, ceil_div(rows, 8 * tiles())), 8192 * kStepShort, stream, p);
     }
     void run_scan(const StepScan &p, cudaStream_t stream) const {
-        if (rows > 8 && s.channels % 64 == 0)
-            launch(Kernels<T>::scan_many, dim3(s.channels / 64, step_scan_many_rows(s.channels, rows, multiprocessors)), step_scan_many_shared(s.dt_rank), stream, p);
+        if (rows > kStepFew && s.channels % kStepManyChannels == 0)
+            launch(Kernels<T>::scan_many, dim3(s.channels / kStepManyChannels, step_scan_many_rows(s.channels, rows, multiprocessors)), step_scan_many_shared(s.dt_rank), stream, p);
         else launch(Kernels<T>::scan, dim3(s.channels / 32, ceil_div(rows, 8)), 0, stream, p);
     }
     void run_out(const StepOutProj &p, cudaStream_t stream) const {
         launch(Kernels<T>::out_proj[tiles() - 1], ceil_div(s.d_model, 16), step_ring(kStepDeep, step_chunks(s.channels)), stream, p);
     }
     // For many sequences, of normalized rows.
-    int room() const { return rows <= 64 ? 64 : 128; }
+    int room() const { return step_many_room(rows); }
     int out_tile() const { return step_many_tile(s.d_model, kStepManySplits, multiprocessors); }
     static constexpr auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
     StepInProjMany in_proj_many(const Layer<T> &l, float *state, long long slot) const {
         const int tile = step_many_tile(2 * s.channels, 1, multiprocessors);
-        return {boxes(type, l.in_proj, 2 * s.channels, s.d_model, tile / 2), boxes(type, hidden, rows, s.d_model, step_many_box(rows)), u, xz + s.channels, l.conv_weight, l.conv_bias, state, slots, fresh, slot, 2 * s.channels, rows, s.d_model, s.channels, s.d_conv};
+        return {boxes(type, l.in_proj, 2 * s.channels, s.d_model, tile / 2), boxes(type, hidden, rows, s.d_model, step_many_box(rows)), convolution(l, state, slot), rows, s.d_model, s.channels, s.d_conv};
     }
     StepProductMany product_many(const T *weight, int outputs, int inputs, const T *from, float *to, int tile) const {
         return {boxes(type, weight, outputs, inputs, tile), boxes(type, from, rows, inputs, step_many_box(rows)), to, rows, inputs, outputs, 0};
